@@ -1,0 +1,192 @@
+"""Every setting of the pipeline: edit a default here, or override it for one run.
+
+    python main.py                         the embedded cohort: about 4 minutes on 2 cores
+    python main.py --EPOCHS 3 --SEED 1     other values, for this run only
+    python main.py --help                  this list
+
+A relative path is relative to the working directory. "Paper" is Aghajanian et al. (2025).
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from files import InputError
+
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Voxels = Annotated[int, Field(ge=16, le=512)]
+Stage = Literal["cnn", "features", "tlstm", "explain", "report"]
+
+
+class Config(BaseSettings):
+    """From longitudinal brain MRI to who converts to dementia, when, and where one can see it."""
+
+    model_config = SettingsConfigDict(
+        use_attribute_docstrings=True,
+        validate_default=True,
+        extra="forbid",
+        frozen=True,
+        case_sensitive=True,
+        cli_hide_none_type=True,
+    )
+
+    # ---- The cohort ------------------------------------------------------------------------------
+    COHORT_CSV: Path | None = None
+    """Table of scans, a row a scan; subjects are split by TEST_RATIO. Unset: the simulated cohort."""
+    TRAIN_CSV: Path | None = None
+    """Your own split: the three tables are used as they are. All three, or none."""
+    VAL_CSV: Path | None = None
+    """See TRAIN_CSV."""
+    TEST_CSV: Path | None = None
+    """See TRAIN_CSV."""
+    MRI_FOLDER: Path = Path("data")
+    """Where `imageid.nii.gz` or `imageid.nii` lies when the table has no `nifti_path`."""
+    TIME_UNIT: Literal["years", "months", "days"] = "years"
+    """Unit of `visit_time` and `time` in the tables; results are in years."""
+    TEST_RATIO: Ratio = 0.2
+    """Share of the subjects in the test part, read once, at the end."""
+    VAL_TRAIN_RATIO: Ratio = 0.2
+    """Share of the other subjects in the validation part, which every choice is made on."""
+    OUTPUT_DIR: Path = Path("outputs")
+    """The run's folder."""
+    STAGES: tuple[Stage, ...] = ("cnn", "features", "tlstm", "explain", "report")
+    """Which stages to run, comma-separated; a finished stage of the same settings is not repeated."""
+    SEED: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the split, the weights, the shuffling, the augmentation and the bootstrap."""
+
+    # ---- The simulated cohort, when COHORT_CSV is unset ---------------------------------------------
+    SIM_SUBJECTS: Annotated[int, Field(ge=12)] = 300
+    """Subjects, each with 3 visits within 18 months (paper: 228 of ADNI)."""
+    SIM_NUISANCE: NotNegative = 1.0
+    """Strength of what is unrelated to the hazard (shift, scale, gain, bias field, noise, anatomy); 3 is hard."""
+
+    # ---- Volumes -------------------------------------------------------------------------------------
+    TARGET_SHAPE: tuple[Voxels, Voxels, Voxels] = (48, 56, 48)
+    """Voxels of a volume in the network (X, Y, Z); memory and time grow with their product (paper: 128,128,128)."""
+    RESAMPLE: bool = False
+    """Resample scans of another grid to the first scan's; off: they are refused, by name."""
+    CACHE_DIR: Path | None = None
+    """Preprocessed volumes, 2 bytes a voxel; unset: OUTPUT_DIR/cache. Runs may share one."""
+    NUM_WORKERS: Annotated[int, Field(ge=-1)] = -1
+    """Processes that preprocess; -1: one a core."""
+    AUGMENT_SHIFT: NotNegative = 0.0
+    """Largest random shift of a training volume along each axis, voxels; 0: none."""
+    AUGMENT_GAIN: Share = 0.1
+    """Largest random change of a training volume's intensity, as a share; 0: none."""
+    AUGMENT_FLIP: bool = False
+    """Flip left and right at random. Off: atrophy of the hippocampus is lateralised."""
+
+    # ---- Stage 1: the 3D ResNet-18 -------------------------------------------------------------------
+    WIDTH: Annotated[int, Field(ge=4, le=256)] = 16
+    """Channels of the first stage; there are 8 times as many features (paper: 64)."""
+    NORM: Literal["batch", "group"] = "batch"
+    """Normalisation; group learned nothing in 6 epochs of the simulated cohort (paper: batch)."""
+    DROPOUT_RATE: Share = 0.0
+    """Share of the features dropped in training."""
+    LOSS: Literal["cox", "rank"] = "cox"
+    """Cox partial likelihood, or pairwise ranking."""
+    TIES: Literal["efron", "breslow"] = "efron"
+    """How the Cox loss treats tied event times."""
+    VISIT_ORDER_WEIGHT: NotNegative = 1.0
+    """Weight of the loss by which a subject's later scan should not look healthier than an earlier one; 0: off."""
+    BATCH_SIZE: Count = 24
+    """Volumes in memory at a time, rounded up to whole subjects; with batch normalisation its statistics."""
+    RISK_SET: Count = 8
+    """Subjects per evaluation of the loss, so per step; more than BATCH_SIZE holds cost time, not memory."""
+    LEARNING_RATE: Positive = 1.5e-3
+    """Adam's, at its peak (paper: 1e-4)."""
+    LR_SCHEDULE: Literal["cosine", "plateau"] = "cosine"
+    """After WARMUP_EPOCHS: a cosine to 0 at the last epoch, or halved when validation stops improving."""
+    WARMUP_EPOCHS: NotNegative = 0.5
+    """Epochs over which the learning rate rises from 0."""
+    CLIP_NORM: Positive = 1.0
+    """The gradient is shortened to this norm."""
+    EMA: Share = 0.0
+    """Momentum of the averaged weights that validation and features use; 0: the weights themselves."""
+    EPOCHS: Count = 8
+    """Most epochs; a step takes RISK_SET subjects with all their scans."""
+    PATIENCE: Count = 8
+    """Epochs without a better validation C-index before stage 1 stops."""
+
+    # ---- Stage 2: the T-LSTM -------------------------------------------------------------------------
+    POOL: Literal["attention", "last"] = "attention"
+    """How the visits' states become one: additive attention, or the last visit's."""
+    LINK: bool = True
+    """Start from a ridge Cox on the last values, to which the T-LSTM adds a correction."""
+    NUM_SEEDS: Count = 5
+    """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
+    HORIZONS: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2.0, 3.0, 5.0)
+    """Years after the landmark at which survival, AUC and calibration are given."""
+
+    # ---- Evaluation and explanation --------------------------------------------------------------------
+    NUM_RESAMPLES: Annotated[int, Field(ge=100)] = 1000
+    """Bootstrap resamples of the subjects, for the 95 % intervals."""
+    EXPLAIN: tuple[str, ...] = ("highest", "median", "lowest")
+    """Whom of the test part to explain: highest, median, lowest risk, or subject ids."""
+    SHAP_BACKGROUND_SIZE: Count = 16
+    """Training scans against which SHAP explains (paper: 10)."""
+    SHAP_NSAMPLES: Count = 64
+    """Gradients per explained scan; more is more exact."""
+    GRAD_CAM_LAYER: str = "stage4"
+    """The stage that Grad-CAM looks at: stage1 ... stage4."""
+
+    @field_validator("HORIZONS")
+    @classmethod
+    def _ascending(cls, horizons: tuple[float, ...]) -> tuple[float, ...]:
+        if list(horizons) != sorted(set(horizons)):
+            raise ValueError("expected ascending years without repeats")
+        return horizons
+
+    @model_validator(mode="after")
+    def _split_whole(self) -> Self:
+        given = [name for name in ("TRAIN_CSV", "VAL_CSV", "TEST_CSV") if getattr(self, name) is not None]
+        if 0 < len(given) < 3:
+            raise ValueError(f"TRAIN_CSV, VAL_CSV, TEST_CSV: expected all three or none, received {', '.join(given)}")
+        if given and self.COHORT_CSV is not None:
+            raise ValueError("COHORT_CSV: expected unset when TRAIN_CSV, VAL_CSV and TEST_CSV are given")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Defaults and the command line alone: what the environment holds changes no run."""
+        return (init_settings,)
+
+
+def read_config(arguments: list[str] | None = None, program: str = "main.py") -> Config:
+    """The settings: the defaults above, overridden by `arguments` of the command line.
+
+    Args:
+        arguments: such as `["--EPOCHS", "3"]`; None: no override.
+        program: named by `--help`.
+    Returns:
+        The checked settings, frozen.
+    Raises:
+        InputError: names every wrong setting at once.
+        SystemExit: `--help` (0) or an option that does not exist (2).
+    """
+    try:
+        return Config(_cli_parse_args=arguments or [], _cli_prog_name=f"python {program}")
+    except ValidationError as error:
+        raise InputError("\n".join(["Wrong settings:", *(_line(problem) for problem in error.errors())])) from error
+    except SettingsError as error:
+        raise InputError(f"Wrong settings: {error.__cause__ or error}") from error
+
+
+def _line(problem) -> str:
+    """One wrong setting in words."""
+    name = ".".join(str(part) for part in problem["loc"])
+    if not name:
+        return f"  {problem['msg'].removeprefix('Value error, ')}"
+    told = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"  {name}: expected {told.removeprefix('expected ')}. Received: {problem['input']!r}"
