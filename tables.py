@@ -1,0 +1,296 @@
+"""The two tables, a row a scan: the cohort and the features. Read, checked, split, written.
+
+In memory: `subject, scan, visit_time, time, event`, then `nifti_path` and numeric columns; times in years.
+On disk: the user's `subjectid, imageid, visit_time, time, convert_status`; times in TIME_UNIT.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from files import InputError, written_whole
+
+TimeUnit = Literal["years", "months", "days"]
+PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
+ON_DISK = {
+    "subject": "subjectid",
+    "scan": "imageid",
+    "visit_time": "visit_time",
+    "time": "time",
+    "event": "convert_status",
+}
+OURS = (*ON_DISK, "nifti_path")
+PARTS = ("train", "val", "test")
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")
+MOST_NAMED = 50  # bad rows named in one message
+
+logger = logging.getLogger(__name__)
+
+
+def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+    """Read and check the table of scans.
+
+    Args:
+        path: CSV with `subjectid, imageid, visit_time, time, convert_status`, optionally `nifti_path`
+            (relative to the CSV) and numeric covariates.
+        mri_folder: holds `imageid.nii.gz` or `imageid.nii` where the table has no `nifti_path`.
+        time_unit: of `visit_time` and `time`.
+    Returns:
+        The table in memory's columns and years, sorted by subject and visit; `nifti_path` is absolute.
+    Raises:
+        InputError: names every bad row, or every scan without a file.
+    """
+    path = Path(path)
+    table = _checked(_read(path), path, needed=ON_DISK, time_unit=time_unit)
+    table["nifti_path"] = _volumes(table, path, Path(mri_folder))
+    missing = [
+        f"row {row}: {scan}: expected a file, found none at {volume}"
+        for row, scan, volume in zip(table.index, table["scan"], table["nifti_path"], strict=True)
+        if not os.path.isfile(volume)
+    ]
+    refuse(f"{path}: scans have no file", missing, "Put the files there, or drop their rows.")
+    return _in_order(table)
+
+
+def read_parts(
+    paths: Mapping[str, str | Path], *, mri_folder: str | Path, time_unit: TimeUnit = "years"
+) -> dict[str, pd.DataFrame]:
+    """Read the user's own split: one cohort table for each of train, val and test.
+
+    Raises:
+        InputError: as `read_cohort` and `check_parts`.
+    """
+    return check_parts({part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit) for part in PARTS})
+
+
+def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.DataFrame:
+    """Read and check a table of visits with features; a feature may be missing, an outcome may not.
+
+    Args:
+        path: Parquet or CSV, a row a visit; `imageid` is optional, every other numeric column is a feature.
+        time_unit: of `visit_time` and `time`.
+    Returns:
+        The table in memory's columns and years, sorted by subject and visit.
+    Raises:
+        InputError: names every bad row or column.
+    """
+    path = Path(path)
+    needed = {name: column for name, column in ON_DISK.items() if name != "scan"}
+    return _in_order(_checked(_read(path), path, needed=needed, time_unit=time_unit))
+
+
+def feature_columns(table: pd.DataFrame) -> list[str]:
+    """The numeric columns that are neither ids nor outcomes, in the table's order."""
+    return [name for name in table.columns if name not in OURS and pd.api.types.is_numeric_dtype(table[name])]
+
+
+def last_visits(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a subject: the last visit, sorted by subject."""
+    return _in_order(table).groupby("subject", sort=True).tail(1).reset_index(drop=True)
+
+
+def time_left(table: pd.DataFrame) -> np.ndarray:
+    """(N,) years from each visit to its subject's event or end of follow-up, free of rounding noise."""
+    return np.round((table["time"] - table["visit_time"]).to_numpy(), 9)
+
+
+def split_subjects(
+    table: pd.DataFrame, *, test_ratio: float, val_train_ratio: float, seed: int
+) -> dict[str, pd.DataFrame]:
+    """Split the subjects, never their scans, stratified by event.
+
+    Args:
+        table: cohort table in memory's columns.
+        test_ratio: share of the subjects in the test part.
+        val_train_ratio: share of the others in the validation part.
+        seed: of the split.
+    Returns:
+        `{"train", "val", "test"}`, each a table.
+    Raises:
+        InputError: a part would have no event.
+    """
+    rng = np.random.default_rng(seed)
+    events = table.groupby("subject", sort=True)["event"].first()
+    part_of: dict[str, str] = {}
+    for event in (True, False):
+        subjects = rng.permutation(events.index[events == event].to_numpy(dtype=object))
+        num_test = round(test_ratio * len(subjects))
+        num_val = round(val_train_ratio * (len(subjects) - num_test))
+        names = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(subjects) - num_test - num_val)
+        part_of |= dict(zip(subjects, names, strict=True))
+    return check_parts({part: table[table["subject"].map(part_of) == part].reset_index(drop=True) for part in PARTS})
+
+
+def check_parts(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Refuse a subject or an image in two parts, and a part with no event.
+
+    Raises:
+        InputError: names each.
+    """
+    table = pd.concat([part.assign(part=name) for name, part in parts.items()])
+    problems = [
+        f"{what} {name!r} is in {' and '.join(sorted(set(found), key=PARTS.index))}"
+        for what in ("subject", "scan")
+        if what in table
+        for name, found in table.groupby(what)["part"].unique().items()
+        if len(found) > 1
+    ]
+    problems += [f"the {name} part has no event" for name, part in parts.items() if not part["event"].any()]
+    refuse(
+        "The split can't be used",
+        problems,
+        "Give every part whole subjects, some of them with an event.",
+    )
+    return parts
+
+
+def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = "years") -> None:
+    """Write a table in the user's columns and unit, whole; Parquet or CSV by the name's suffix."""
+    path = Path(path)
+    table = table.copy()
+    if time_unit != "years":
+        table[["visit_time", "time"]] = (table[["visit_time", "time"]] * PER_YEAR[time_unit]).round(9)
+    table["event"] = table["event"].astype(int)
+    table = table.rename(columns=ON_DISK)
+    with written_whole(path) as part:
+        table.to_parquet(part, index=False) if path.suffix == ".parquet" else table.to_csv(part, index=False)
+
+
+def refuse(what: str, problems: list[str], mend: str) -> None:
+    """Raise one error that names every problem; nothing happens if there is none.
+
+    Raises:
+        InputError: `what`, how many, each of them up to 50, and how to mend it.
+    """
+    if problems:
+        named = [f"  {problem}" for problem in problems[:MOST_NAMED]]
+        if len(problems) > MOST_NAMED:
+            named.append(f"  … and {len(problems) - MOST_NAMED} more")
+        raise InputError("\n".join([f"{what} ({len(problems)}):", *named, mend]))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A CSV or Parquet file as it is; the index is the row that an editor shows, or Parquet's."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected a table, found no such file. Check the path.")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        header = pd.read_csv(path, nrows=0, encoding="utf-8-sig", index_col=False).columns
+        missing = {name: [] if name in ("subjectid", "imageid", "nifti_path") else MISSING for name in header}
+        table = pd.read_csv(
+            path,
+            encoding="utf-8-sig",
+            index_col=False,
+            keep_default_na=False,
+            na_values=missing,
+            dtype={name: str for name in ("subjectid", "imageid", "nifti_path", "convert_status")},
+            low_memory=False,
+        )
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of ValueError
+        raise InputError(f"{path}: expected a table, can't read it: {error}") from error
+    table.index = pd.RangeIndex(2, len(table) + 2)  # row 1 is the header
+    return table
+
+
+def _checked(table: pd.DataFrame, path: Path, *, needed: Mapping[str, str], time_unit: TimeUnit) -> pd.DataFrame:
+    """The table in memory's columns and years; raises once, with every bad row."""
+    absent = [column for column in needed.values() if column not in table]
+    if absent or table.empty:
+        raise InputError(
+            f"{path}: expected the columns {', '.join(needed.values())} and a row or more. "
+            f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
+        )
+    table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
+    for name in ("subject", "scan"):
+        if name in table:
+            table[name] = table[name].astype(str).str.strip()
+    problems = _bad_cells(table)
+    if not problems:
+        table["event"] = pd.to_numeric(table["event"]).astype(bool)
+        table[["visit_time", "time"]] = table[["visit_time", "time"]].astype(float) / PER_YEAR[time_unit]
+        problems = _bad_visits(table)
+    refuse(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
+    return _numeric(table, path)
+
+
+def _bad_cells(table: pd.DataFrame) -> list[str]:
+    """Ids that are empty, times and states that are no such thing; each with its row."""
+    problems = []
+    for name in ("subject", "scan"):
+        if name in table:
+            problems += _rows(table, table[name] == "", f"{ON_DISK[name]}: expected an id, received nothing")
+    for name in ("visit_time", "time"):
+        values = pd.to_numeric(table[name], errors="coerce")
+        bad = ~(np.isfinite(values) & (values >= 0))
+        problems += _rows(table, bad, f"{name}: expected a number >= 0", shown=name)
+        if not bad.any():
+            table[name] = values
+    states = pd.to_numeric(table["event"], errors="coerce")
+    problems += _rows(table, ~states.isin([0, 1]), "convert_status: expected 0 or 1", shown="event")
+    return problems
+
+
+def _bad_visits(table: pd.DataFrame) -> list[str]:
+    """Rows that contradict each other or time itself; each with its row."""
+    outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
+    late = table["visit_time"] >= table["time"]
+    problems = _rows(table, late, "a visit at or after the subject's `time`", shown="visit_time")
+    problems += _rows(table, (outcomes > 1).any(axis=1), "one subject with two outcomes", shown="subject")
+    twice = table.duplicated(["subject", "visit_time"], keep=False)
+    problems += _rows(table, twice, "two visits of one subject at one time", shown="subject")
+    if "scan" in table:
+        problems += _rows(table, table.duplicated("scan", keep=False), "imageid stands twice", shown="scan")
+    return problems
+
+
+def _rows(table: pd.DataFrame, bad: pd.Series, what: str, shown: str | None = None) -> list[str]:
+    received = table.loc[bad, shown].map(lambda value: f". Received: {value!r}") if shown else [""] * int(bad.sum())
+    return [f"row {row}: {what}{value}" for row, value in zip(table.index[bad], received, strict=True)]
+
+
+def _numeric(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Every other column as numbers; text columns are left out by name, a number misspelt is refused."""
+    text, problems = [], []
+    for name in table.columns.difference(OURS, sort=False):
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        misspelt = values.isna() & table[name].notna()
+        if misspelt.sum() > len(table) / 2:
+            text.append(name)
+            continue
+        problems += _rows(table, misspelt | np.isinf(values), f"{name}: expected a number or nothing", shown=name)
+        table[name] = values
+    refuse(f"{path}: cells can't be used", problems, f"Fix these cells of {path}, or leave them empty.")
+    if text:
+        logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
+    return table.drop(columns=text)
+
+
+def _volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
+    """Where each scan's file should be."""
+    if "nifti_path" in table:
+        unnamed = table["nifti_path"].isna() | (table["nifti_path"] == "")
+        refuse(f"{path}: scans have no path", _rows(table, unnamed, "nifti_path is empty"), "Give each its file.")
+        return [os.path.abspath(path.parent / volume) for volume in table["nifti_path"]]
+    unsafe = table["scan"].map(lambda scan: Path(scan).name != scan or "\0" in scan)
+    refuse(
+        f"{path}: imageid is no file name",
+        _rows(table, unsafe, "expected a plain name", shown="scan"),
+        "Rename them, or give `nifti_path`.",
+    )
+    return [_either(folder, scan) for scan in table["scan"]]
+
+
+def _either(folder: Path, scan: str) -> str:
+    """`scan.nii` if only that is there, else `scan.nii.gz`."""
+    packed, plain = folder / f"{scan}.nii.gz", folder / f"{scan}.nii"
+    return os.path.abspath(plain if plain.is_file() and not packed.is_file() else packed)
+
+
+def _in_order(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["subject", "visit_time"], kind="stable").reset_index(drop=True)
