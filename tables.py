@@ -46,15 +46,7 @@ def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit
         InputError: names every bad row, or every scan without a file.
     """
     path = Path(path)
-    table = _checked(_read(path), path, needed=ON_DISK, time_unit=time_unit)
-    table["nifti_path"] = _volumes(table, path, Path(mri_folder))
-    missing = [
-        f"row {row}: {scan}: expected a file, found none at {volume}"
-        for row, scan, volume in zip(table.index, table["scan"], table["nifti_path"], strict=True)
-        if not os.path.isfile(volume)
-    ]
-    refuse(f"{path}: scans have no file", missing, "Put the files there, or drop their rows.")
-    return _in_order(table)
+    return _in_order(_checked(_read(path), path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
 
 
 def read_parts(
@@ -198,7 +190,14 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-def _checked(table: pd.DataFrame, path: Path, *, needed: Mapping[str, str], time_unit: TimeUnit) -> pd.DataFrame:
+def _checked(
+    table: pd.DataFrame,
+    path: Path,
+    *,
+    needed: Mapping[str, str],
+    time_unit: TimeUnit,
+    mri_folder: Path | None = None,
+) -> pd.DataFrame:
     """The table in memory's columns and years; raises once, with every bad row."""
     absent = [column for column in needed.values() if column not in table]
     if absent or table.empty:
@@ -207,32 +206,31 @@ def _checked(table: pd.DataFrame, path: Path, *, needed: Mapping[str, str], time
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    for name in ("subject", "scan"):
-        if name in table:
-            table[name] = table[name].astype(str).str.strip()
-    problems = _bad_cells(table)
-    if not problems:
-        table["event"] = pd.to_numeric(table["event"]).astype(bool)
-        table[["visit_time", "time"]] = table[["visit_time", "time"]].astype(float) / PER_YEAR[time_unit]
-        problems = _bad_visits(table)
+    problems = _bad_cells(table) + _bad_visits(table) + _bad_numbers(table)
+    if mri_folder is not None:
+        problems += _find_volumes(table, path, mri_folder)
     refuse(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
-    return _numeric(table, path)
+    table["event"] = table["event"].astype(bool)
+    table[["visit_time", "time"]] /= PER_YEAR[time_unit]
+    text = [name for name in table.columns.difference([*OURS], sort=False) if table[name].dtype == object]
+    if text:
+        logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
+    return table.drop(columns=text)
 
 
 def _bad_cells(table: pd.DataFrame) -> list[str]:
-    """Ids that are empty, times and states that are no such thing; each with its row."""
+    """Make ids text and times and states numbers, in place; the rows where that fails."""
     problems = []
     for name in ("subject", "scan"):
         if name in table:
+            table[name] = table[name].astype(str).str.strip()
             problems += _rows(table, table[name] == "", f"{ON_DISK[name]}: expected an id, received nothing")
-    for name in ("visit_time", "time"):
-        values = pd.to_numeric(table[name], errors="coerce")
-        bad = ~(np.isfinite(values) & (values >= 0))
-        problems += _rows(table, bad, f"{name}: expected a number >= 0", shown=name)
-        if not bad.any():
-            table[name] = values
-    states = pd.to_numeric(table["event"], errors="coerce")
-    problems += _rows(table, ~states.isin([0, 1]), "convert_status: expected 0 or 1", shown="event")
+    for name in ("visit_time", "time", "event"):
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        good = values.isin([0, 1]) if name == "event" else np.isfinite(values) & (values >= 0)
+        expected = "0 or 1" if name == "event" else "a number >= 0"
+        problems += _rows(table, ~good, f"{ON_DISK[name]}: expected {expected}", shown=name)
+        table[name] = values
     return problems
 
 
@@ -249,47 +247,43 @@ def _bad_visits(table: pd.DataFrame) -> list[str]:
     return problems
 
 
-def _rows(table: pd.DataFrame, bad: pd.Series, what: str, shown: str | None = None) -> list[str]:
-    received = table.loc[bad, shown].map(lambda value: f". Received: {value!r}") if shown else [""] * int(bad.sum())
+def _rows(
+    table: pd.DataFrame, bad: pd.Series, what: str, shown: str | None = None, verb: str = "received"
+) -> list[str]:
+    received = table.loc[bad, shown].map(lambda value: f", {verb} {value!r}") if shown else [""] * int(bad.sum())
     return [f"row {row}: {what}{value}" for row, value in zip(table.index[bad], received, strict=True)]
 
 
-def _numeric(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Every other column as numbers; text columns are left out by name, a number misspelt is refused."""
-    text, problems = [], []
-    for name in table.columns.difference(OURS, sort=False):
+def _bad_numbers(table: pd.DataFrame) -> list[str]:
+    """Make the other columns numbers, in place, but for text; the rows with a number misspelt or infinite."""
+    problems = []
+    for name in table.columns.difference([*OURS], sort=False):
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
         misspelt = values.isna() & table[name].notna()
         if misspelt.sum() > len(table) / 2:
-            text.append(name)
-            continue
+            continue  # text; the caller says that it is not used
         problems += _rows(table, misspelt | np.isinf(values), f"{name}: expected a number or nothing", shown=name)
         table[name] = values
-    refuse(f"{path}: cells can't be used", problems, f"Fix these cells of {path}, or leave them empty.")
-    if text:
-        logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
-    return table.drop(columns=text)
+    return problems
 
 
-def _volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
-    """Where each scan's file should be."""
+def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
+    """Set `nifti_path`, absolute, in place; the rows without a file."""
     if "nifti_path" in table:
-        unnamed = table["nifti_path"].isna() | (table["nifti_path"] == "")
-        refuse(f"{path}: scans have no path", _rows(table, unnamed, "nifti_path is empty"), "Give each its file.")
-        return [os.path.abspath(path.parent / volume) for volume in table["nifti_path"]]
-    unsafe = table["scan"].map(lambda scan: Path(scan).name != scan or "\0" in scan)
-    refuse(
-        f"{path}: imageid is no file name",
-        _rows(table, unsafe, "expected a plain name", shown="scan"),
-        "Rename them, or give `nifti_path`.",
-    )
-    return [_either(folder, scan) for scan in table["scan"]]
+        table["nifti_path"] = [str(path.parent.absolute() / str(volume)) for volume in table["nifti_path"]]
+    else:
+        plain = table["scan"].map(lambda scan: Path(scan).name == scan and "\0" not in scan)
+        if not plain.all():
+            return _rows(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
+        table["nifti_path"] = [_either(folder.absolute(), scan) for scan in table["scan"]]
+    absent = ~table["nifti_path"].map(os.path.isfile)
+    return _rows(table, absent, "expected a file", shown="nifti_path", verb="found none at")
 
 
 def _either(folder: Path, scan: str) -> str:
     """`scan.nii` if only that is there, else `scan.nii.gz`."""
     packed, plain = folder / f"{scan}.nii.gz", folder / f"{scan}.nii"
-    return os.path.abspath(plain if plain.is_file() and not packed.is_file() else packed)
+    return str(plain if plain.is_file() and not packed.is_file() else packed)
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
