@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -248,7 +248,7 @@ def _bad_visits(table: pd.DataFrame) -> list[str]:
 
 
 def _rows(
-    table: pd.DataFrame, bad: pd.Series, what: str, shown: str | None = None, verb: str = "received"
+    table: pd.DataFrame, bad: Any, what: str, shown: str | None = None, verb: str = "received"
 ) -> list[str]:
     received = table.loc[bad, shown].map(lambda value: f", {verb} {value!r}") if shown else [""] * int(bad.sum())
     return [f"row {row}: {what}{value}" for row, value in zip(table.index[bad], received, strict=True)]
