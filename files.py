@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on leaving, rename it to `path`.
+    """Yield a temporary name beside `path`, for a file or a folder; on leaving, rename it to `path`.
 
     A reader sees the old file or the new one, never half of one. The temporary name keeps the
     whole suffix, since nibabel, Keras and matplotlib choose their format by it.
@@ -35,11 +35,14 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        descriptor = os.open(part, os.O_RDONLY)  # a folder has one too
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -70,8 +73,12 @@ def remove_temporaries(folder: str | Path) -> int:
     """Remove what killed runs left half-written under `folder`; returns how many."""
     parts = list(Path(folder).rglob(f"{TEMPORARY}*"))
     for part in parts:
-        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+        _remove(part)
     return len(parts)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
