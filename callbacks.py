@@ -1,0 +1,106 @@
+"""What happens at the end of an epoch of stage 1: choices on the validation part, records, the progress bar."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from files import written_whole
+from metrics import concordance
+
+
+class ValidationConcordance(keras.callbacks.Callback):
+    """Put `val_c_index`, over subjects, and `val_loss` into the epoch's logs. First in the list.
+
+    Args:
+        predict: returns the log-hazards of every validation scan, (N,).
+        loss: takes them, returns the validation loss.
+        last: (N,) bool; True for the last scan of its subject, which alone counts in the C-index.
+        time: (N,) years left at each scan.
+        event: (N,) bool.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[], np.ndarray],
+        loss: Callable[[np.ndarray], float],
+        *,
+        last: np.ndarray,
+        time: np.ndarray,
+        event: np.ndarray,
+    ):
+        super().__init__()
+        self.predict, self.loss = predict, loss
+        self.last, self.time, self.event = last, time, event
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Measure the validation part."""
+        log_hazard = self.predict()
+        logs = {} if logs is None else logs
+        logs["val_loss"] = self.loss(log_hazard)
+        logs["val_c_index"] = concordance(log_hazard[self.last], self.time[self.last], self.event[self.last])
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keep the weights of the epoch with the best validation C-index, whole on disk; ties by validation loss."""
+
+    def __init__(self, path: str | Path, save: Callable[[Path], None]):
+        super().__init__()
+        self.path, self.save = Path(path), save
+        self.best: tuple[float, float] | None = None
+        self.replaying = False  # a resumed run's old epochs: their weights are on disk already
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save if this epoch is the best so far."""
+        assert logs is not None
+        score = (logs["val_c_index"], -logs["val_loss"])
+        if self.best is None or score > self.best:
+            self.best = score
+            if not self.replaying:
+                with written_whole(self.path) as part:
+                    self.save(part)
+
+
+class History(keras.callbacks.Callback):
+    """A row an epoch, in memory and in a CSV that is written whole."""
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Add this epoch's row."""
+        self.rows.append({"epoch": epoch + 1, **(logs or {})})
+        with written_whole(self.path) as part:
+            pd.DataFrame(self.rows).to_csv(part, index=False)
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar an epoch, with the loss; then the validation's figures."""
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self.epochs = epochs
+        self.bar: tqdm | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Open the bar."""
+        self.bar = tqdm(total=self.params["steps"], desc=f"epoch {epoch + 1}/{self.epochs}", unit="step")
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Move on by a step."""
+        if self.bar is not None and logs:
+            self.bar.set_postfix_str(f"loss {logs['loss']:.4f}", refresh=False)
+            self.bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Show the validation's figures and close the bar."""
+        if self.bar is not None and logs:
+            words = f"loss {logs['loss']:.4f}, val loss {logs['val_loss']:.4f}, val C {logs['val_c_index']:.3f}"
+            self.bar.set_postfix_str(words)
+            self.bar.close()
+            self.bar = None
