@@ -121,6 +121,35 @@ class Config(BaseSettings):
     """Start from a ridge Cox on the last values, to which the T-LSTM adds a correction."""
     NUM_SEEDS: Count = 5
     """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
+    COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4, 8, 16)
+    """Principal components that may stand for the columns feature_<n>; validation chooses (0: none of them)."""
+    PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    """Ridge penalties of the link that validation chooses from; more is smoother."""
+    HIDDEN: Count = 16
+    """Width of the T-LSTM's state."""
+    TLSTM_DROPOUT: Share = 0.3
+    """Share of the pooled state dropped in training."""
+    TLSTM_LEARNING_RATE: Positive = 3e-3
+    """AdamW's."""
+    TLSTM_WEIGHT_DECAY: NotNegative = 0.05
+    """AdamW's."""
+    TLSTM_EPOCHS: Count = 200
+    """Most epochs; each is one step over all training subjects."""
+    TLSTM_PATIENCE: Count = 20
+    """Epochs without a lower validation loss before a seed's best weights are kept."""
+    FEATURES: Path | None = None
+    """`python tlstm.py` alone: a table of visits (CSV or Parquet) instead of OUTPUT_DIR/features."""
+    FOLDS: Annotated[int, Field(ge=0)] = 0
+    """Cross-validate on FEATURES in so many folds, against its rivals; 0: train once, on a split."""
+    REPEATS: Count = 1
+    """Cross-validations, each with another assignment to folds."""
+    LANDMARKS: tuple[NotNegative, ...] = ()
+    """Years from baseline at which to predict; unset: each subject's last visit, right only if the outcome
+    did not decide when the visits end."""
+    LANDMARK_STEP: Positive = 0.5
+    """With LANDMARKS: years between the landmarks that the model is trained at."""
+    WINDOWS: tuple[Positive, ...] = ()
+    """With FOLDS: years ahead of each landmark that are evaluated, one for each of LANDMARKS."""
     HORIZONS: Annotated[tuple[Positive, ...], Field(min_length=1)] = (2.0, 3.0, 5.0)
     """Years after the landmark at which survival, AUC and calibration are given."""
 

@@ -1,0 +1,250 @@
+"""From a table of visits to what stage 2 reads: prepared inputs, padded visits, landmarks.
+
+Causal throughout: what stands at a visit depends on that visit and earlier ones alone. Everything
+that is estimated (medians, means, scales, principal components) comes from the training subjects.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from tables import feature_columns
+
+IMAGE_FEATURE = re.compile(r"feature_\d+")  # stage 1's; principal components stand for them
+SCALES = ("values", "state", "change")
+LEAST_SPREAD = 1e-9  # a column whose standard deviation is below it says nothing
+
+
+# ---- Inputs: columns of numbers, one row a visit -------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Centre and spread of some columns; a column without spread becomes 0."""
+
+    centre: np.ndarray  # (F,)
+    factor: np.ndarray  # (F,) 1 / standard deviation; 0 for a constant column
+
+    @classmethod
+    def fit(cls, values: np.ndarray) -> "Scale":
+        """From the columns of `values` (M, F)."""
+        return cls(values.mean(axis=0), _inverse(values.std(axis=0)))
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Standardise (M, F)."""
+        return (values - self.centre) * self.factor
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How the columns of a table become the inputs of stage 2, fitted on training subjects.
+
+    Carried forward within a subject, then the training median; standardised; `feature_<n>` replaced by
+    their first principal components; beside them whether a value is missing at this visit, log1p of the
+    years since the visit before and since baseline, and the change of each value since the first visit.
+    """
+
+    columns: tuple[str, ...]
+    missing: tuple[str, ...]  # columns with missing values in training: each has an indicator
+    median: np.ndarray  # (F,)
+    values: Scale  # of the columns
+    components: np.ndarray  # (K, image features); its rows are scaled to unit variance of the scores
+    state: Scale  # of values, indicators and times together
+    change: Scale  # of the changes since the first visit
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int) -> "Inputs":
+        """Estimate everything from the training subjects' visits.
+
+        Args:
+            table: visits in memory's columns, sorted by subject and visit.
+            columns: which are features.
+            num_components: principal components in the place of all `feature_<n>` columns; 0 drops them.
+        Returns:
+            The fitted preparation; no more components than the data have.
+        """
+        columns = tuple(columns)
+        missing = tuple(name for name in columns if table[name].isna().any())
+        median = table[list(columns)].median().fillna(0.0).to_numpy(float)
+        carried = _carried(table, columns, median)
+        values = Scale.fit(carried)
+        components = _principal(values(carried)[:, _image(columns)], num_components)
+        draft = cls(columns, missing, median, values, components, _unscaled(), _unscaled())
+        state, change = draft._blocks(table)
+        later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
+        return dataclasses.replace(draft, state=Scale.fit(state), change=_spread_only(change[later]))
+
+    def __call__(self, table: pd.DataFrame) -> np.ndarray:
+        """The inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
+        state, change = self._blocks(table)
+        return np.concatenate([self.state(state), self.change(change)], axis=1)
+
+    @property
+    def num_inputs(self) -> int:
+        """P: columns that a call returns."""
+        return len(self.state.centre) + len(self.change.centre)
+
+    @classmethod
+    def restored(cls, kept: dict) -> "Inputs":
+        """From `dataclasses.asdict`, by way of JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: not what `asdict` gave, or numbers that are not finite.
+        """
+        median = np.asarray(kept["median"], float)
+        components = np.asarray(kept["components"], float).reshape(-1, int(_image(kept["columns"]).sum()))
+        scales = [Scale(*(np.asarray(kept[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
+        restored = cls(tuple(kept["columns"]), tuple(kept["missing"]), median, scales[0], components, *scales[1:])
+        num_values = len(median) - components.shape[1] + components.shape[0]
+        sizes = (len(median), num_values + len(restored.missing) + 2, num_values)
+        for scale, size in zip(scales, sizes, strict=True):
+            if scale.centre.shape != (size,) or scale.factor.shape != (size,) or len(median) != len(restored.columns):
+                raise ValueError(f"prepare: expected {size} columns, received {scale.centre.shape}")
+        if not all(
+            np.isfinite(part).all()
+            for part in (median, components, *(scale.centre for scale in scales), *(scale.factor for scale in scales))
+        ):
+            raise ValueError("prepare: expected finite numbers")
+        return restored
+
+    def _blocks(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        scaled = self.values(_carried(table, self.columns, self.median))  # (M, F)
+        is_image = _image(self.columns)
+        values = np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
+        first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
+        absent = table[list(self.missing)].isna().to_numpy(float)
+        times = np.log1p(np.stack([years_since_last(table), table["visit_time"].to_numpy(float)], axis=1))
+        return np.concatenate([values, absent, times], axis=1), values - first
+
+
+def _image(columns: Sequence[str]) -> np.ndarray:
+    """(F,) bool: which columns are stage 1's."""
+    return np.array([IMAGE_FEATURE.fullmatch(name) is not None for name in columns], dtype=bool)
+
+
+def years_since_last(table: pd.DataFrame) -> np.ndarray:
+    """(M,) years since the subject's visit before; 0 at the first."""
+    return table.groupby("subject", sort=False)["visit_time"].diff().fillna(0.0).to_numpy(float)
+
+
+def _carried(table: pd.DataFrame, columns: Sequence[str], median: np.ndarray) -> np.ndarray:
+    """(M, F): the last value seen up to each visit, else the training median."""
+    carried = table[list(columns)].groupby(table["subject"].to_numpy(), sort=False).ffill().to_numpy(float)
+    return np.where(np.isnan(carried), median, carried)
+
+
+def _principal(values: np.ndarray, number: int) -> np.ndarray:
+    """(K, F) first principal axes of centred (M, F), scaled so that the scores have unit variance."""
+    if number == 0 or values.shape[1] == 0:
+        return np.zeros((0, values.shape[1]))
+    _, singular, axes = np.linalg.svd(values, full_matrices=False)
+    number = min(number, int((singular > LEAST_SPREAD * singular[0]).sum()))
+    axes = axes[:number] * np.sign(axes[np.arange(number), np.abs(axes[:number]).argmax(axis=1)])[:, None]
+    return axes * (np.sqrt(len(values)) / singular[:number, None])
+
+
+def _unscaled() -> Scale:
+    return Scale(np.zeros(0), np.zeros(0))
+
+
+def _spread_only(change: np.ndarray) -> Scale:
+    """No change stays 0, so the centre is 0; with no later visit there is nothing to scale."""
+    return Scale(np.zeros(change.shape[1]), _inverse(np.sqrt((change**2).sum(axis=0) / max(len(change), 1))))
+
+
+def _inverse(spread: np.ndarray) -> np.ndarray:
+    return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > LEAST_SPREAD)
+
+
+# ---- Visits: ragged, stored step by step ---------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """All visits of N subjects in time-major order, the longest histories first, and no padding.
+
+    Visit k of the subject of rank r stands at row `starts[k] + r`; `sizes[k]` subjects have a visit k.
+    """
+
+    subject: np.ndarray  # (N,) ids, in the table's order
+    rank: np.ndarray  # (N,) place of each subject among the histories, longest first
+    count: np.ndarray  # (N,) visits
+    sizes: np.ndarray  # (V,) subjects with a visit k
+    order: np.ndarray  # (M,) row of the table that stands at each row here
+    visit_time: np.ndarray  # (N, V) years from baseline; infinite where there is no visit
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "Visits":
+        """Arrange the visits of a table that is sorted by subject and visit."""
+        subject, start, count = np.unique(table["subject"].to_numpy(str), return_index=True, return_counts=True)
+        rank = np.empty(len(subject), int)
+        longest_first = np.argsort(-count, kind="stable")
+        rank[longest_first] = np.arange(len(subject))
+        sizes = (count[:, None] > np.arange(count.max())).sum(axis=0)
+        order = np.concatenate([start[longest_first[:size]] + step for step, size in enumerate(sizes)])
+        visit_time = np.full((len(subject), count.max()), np.inf)
+        within = np.arange(len(table)) - np.repeat(start, count)
+        visit_time[np.repeat(np.arange(len(subject)), count), within] = table["visit_time"].to_numpy(float)
+        return cls(subject, rank, count, sizes, order, visit_time)
+
+    def row(self, subject: np.ndarray, visit: np.ndarray) -> np.ndarray:
+        """Where visit `visit` of subject number `subject` stands; both (R,) int."""
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        return starts[visit] + self.rank[subject]
+
+
+@dataclasses.dataclass(frozen=True)
+class Landmarks:
+    """Rows (subject, landmark): who is predicted, from which visit, and what then happened."""
+
+    subject: np.ndarray  # (R,) number of the subject
+    visit: np.ndarray  # (R,) number of the last visit up to the landmark
+    at: np.ndarray  # (R,) years from baseline
+    stratum: np.ndarray  # (R,) number of the landmark in the grid; 0 everywhere if it is the last visit
+    time: np.ndarray  # (R,) years left to the event or censoring; NaN where the table does not tell
+    event: np.ndarray  # (R,) bool
+
+    def __getitem__(self, rows: np.ndarray) -> "Landmarks":
+        return Landmarks(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+
+def landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] = ()) -> Landmarks:
+    """Cut every history at each landmark of the grid at which its subject is still event-free.
+
+    Args:
+        table: visits; without `time` and `event`, everyone counts as event-free.
+        visits: the same, arranged.
+        grid: years from baseline, ascending; empty: one landmark a subject, its last visit.
+    Returns:
+        The rows, by landmark, then subject. Nobody is at a landmark before the first visit.
+    """
+    if "time" in table:
+        outcome = table.drop_duplicates("subject").sort_values("subject")
+        time, event = outcome["time"].to_numpy(float), outcome["event"].to_numpy(bool)
+    else:
+        time, event = np.full(len(visits.subject), np.nan), np.zeros(len(visits.subject), bool)
+    last = visits.visit_time[np.arange(len(visits.count)), visits.count - 1]
+    ats = np.stack([np.full(len(last), float(at)) for at in grid]) if len(grid) else last[None]  # (L, N)
+    visit = np.stack([(visits.visit_time <= at[:, None]).sum(axis=1) - 1 for at in ats])  # (L, N)
+    left = np.round(time - ats, 9)  # free of rounding noise, as in tables.time_left
+    stratum, subject = np.nonzero((visit >= 0) & ~(left <= 0))
+    rows = (stratum, subject)
+    return Landmarks(subject, visit[rows], ats[rows], stratum, left[rows], event[subject])
+
+
+def usable_columns(tables: Sequence[pd.DataFrame]) -> tuple[list[str], list[str]]:
+    """Feature columns of the tables taken together: (usable, problems).
+
+    Stage 1's own features may be constant, as a dead channel is: they are left out without a problem.
+    """
+    table = pd.concat(tables) if len(tables) > 1 else tables[0]
+    usable, problems = [], []
+    for name in feature_columns(tables[0]):
+        values = table[name].dropna() if name in table else pd.Series(dtype=float)
+        if values.nunique() > 1:
+            usable.append(name)
+        elif not IMAGE_FEATURE.fullmatch(name):
+            problems.append(f"{name}: {'every value is missing' if values.empty else f'one value, {values.iloc[0]:g}'}")
+    return usable, problems
