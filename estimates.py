@@ -109,7 +109,7 @@ class Reference:
         """G(t), the probability of being uncensored up to `at`, by Kaplan-Meier on the censoring times.
 
         At a tied time events come before censorings, and G includes the censorings at t itself, both as in
-        scikit-survival. Kaplan-Meier of `~event`, as in lifelines or torchsurv, keeps tied events at risk.
+        scikit-survival and torchsurv. (Kaplan-Meier of `~event`, as lifelines has it, keeps tied events at risk.)
         """
         time, event = np.asarray(self.time, float), np.asarray(self.event, bool)
         times, censored = np.unique(time[~event], return_counts=True)  # (K,)
