@@ -1,8 +1,10 @@
 """Files written whole, and the one error that a user can mend."""
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,3 +95,9 @@ def _plain(value: Any) -> Any:
 def finite_or_none(value: float) -> float | None:
     """JSON has no NaN: a number that is not finite is written as null."""
     return float(value) if math.isfinite(value) else None
+
+
+def safe_name(name: str) -> str:
+    """An id as the name of a file or folder: nothing that a path could mean, and different ids stay different."""
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".")[:80]
+    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

@@ -28,11 +28,11 @@ RATE, RATE_SPREAD = 0.4, 0.6  # median atrophy a year, in sd of the level; sd of
 SHAPE_WEIBULL, SCALE_WEIBULL = 1.4, 8.0  # of the time left at log-hazard 0; years
 FOLLOW_UP = (2.0, 8.0)  # years seen after the last visit, uniform
 
-SHRINK = 0.13  # of the hippocampus' width, per unit of atrophy
-DARKEN = 0.05  # of the hippocampus' intensity, per unit of atrophy: partial volume with fluid
-WIDEN = 0.9  # mm by which the ventricles' surface moves, per unit of atrophy
+SHRINK = 0.16  # of the hippocampus' width, per unit of atrophy
+DARKEN = 0.07  # of the hippocampus' intensity, per unit of atrophy: partial volume with fluid
+WIDEN = 1.2  # mm by which the ventricles' surface moves, per unit of atrophy
 SHIFT, SCALE, GAIN, BIAS, NOISE = 0.6, 0.01, 0.05, 0.02, 0.03  # mm, then shares: sd of the light nuisance
-FRONTAL = 2.0  # mm: sd of the age-like shrinkage of the frontal lobes
+FRONTAL = 1.5  # mm: sd of the age-like shrinkage of the frontal lobes
 BRIGHT = 1000.0  # int16 value of the template's brightest voxel
 
 
