@@ -3,17 +3,143 @@
 No PyTorch: the model comes as an argument. Times in years.
 """
 
+import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
+import scipy.special
 
 import metrics
-from files import written_whole
+from files import InputError, written_whole
+from linear import Ties, landmark_sets, ridge_cox
+from sequences import Histories, Inputs, Landmarks
 from tables import ON_DISK
 
 QUARTER = 0.25  # years between the points of a survival curve
+SLOPE_PENALTY = 1e-6  # keeps the recalibration finite where the validation part is separable
+
+logger = logging.getLogger(__name__)
+
+
+class Correction(Protocol):
+    """What the T-LSTM adds to the link."""
+
+    def correct(self, data: Histories) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-hazards (S, R); attention scores (S, M), if it attends."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Everything that a prediction needs: prepared inputs, link, correction, baseline hazards."""
+
+    prepare: Inputs
+    grid: tuple[float, ...]  # landmarks it was trained at; empty: last visits
+    link: np.ndarray  # (S, P)
+    network: Correction | None = None  # None: the linear model alone
+    slope: float = 1.0  # recalibration of the log-hazard
+    baselines: tuple[metrics.Baseline, ...] = ()  # one a landmark of the grid
+
+    def predict(
+        self, table: pd.DataFrame, at: Sequence[float] = (), *, years: Sequence[float] | np.ndarray
+    ) -> pd.DataFrame:
+        """Log-hazard, survival curve and attention of every subject at every landmark.
+
+        Args:
+            table: visits in memory's columns, sorted by subject and visit; `time` and `event` may be absent.
+            at: landmarks, years from baseline; empty: each subject's last visit.
+            years: (T,) after the landmark, of the survival curve.
+        Returns:
+            A row a subject and landmark at which it has a visit and is event-free: `subject, landmark, time,
+            event, log_hazard, survival_<year>..., attention_<visit>...`; `time` is what is left. Attention
+            is NaN after the landmark.
+        Raises:
+            InputError: a column that the model was trained on is absent.
+        """
+        absent = [name for name in self.prepare.columns if name not in table]
+        if absent:
+            raise InputError(f"expected the columns the model was trained on. Missing: {', '.join(absent)}.")
+        data = Histories.of(table, self.prepare, at)
+        rows = data.landmarks
+        seeds, scores = self.seeds(data)
+        log_hazard = self.slope * seeds.mean(axis=0)
+        nearest = np.abs(rows.year[:, None] - np.array(self.grid or [np.nan])).argmin(axis=1)  # (R,)
+        curves = np.empty((len(rows), len(years)))
+        for number in np.unique(nearest):
+            here = nearest == number
+            curves[here] = metrics.survival(self.baselines[number], log_hazard[here], np.asarray(years))
+        columns = {
+            "subject": data.visits.subject[rows.subject],
+            "landmark": rows.year,
+            "time": rows.time,
+            "event": rows.event,
+            "log_hazard": log_hazard,
+        }
+        columns |= {f"survival_{float(year)}": curve for year, curve in zip(years, curves.T, strict=True)}
+        if scores is not None:
+            weights = attention(scores, data)
+            columns |= {f"attention_{visit + 1}": column for visit, column in enumerate(weights.T)}
+        return pd.DataFrame(columns)
+
+    def seeds(self, data: Histories) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-hazard of each seed (S, R), attention scores (S, M)."""
+        linear = self.link @ data.inputs[data.rows].T
+        if self.network is None:
+            return linear, None
+        correction, scores = self.network.correct(data)
+        return linear + correction, scores
+
+    def calibrated(
+        self, table: pd.DataFrame, validation: np.ndarray, *, recalibrate: bool = False, ties: Ties = "efron"
+    ) -> "Predictor":
+        """The same with its baseline hazards and, if asked, the slope of its log-hazard on validation.
+
+        Breslow's baseline at each landmark is of the subjects that some seed was trained on.
+
+        Args:
+            table: visits of training and validation subjects.
+            validation: (S, N) bool: the subjects that each seed was not trained on.
+            recalibrate: multiply the log-hazard by its slope in a Cox model of the validation subjects.
+            ties: of that model.
+        Returns:
+            A new predictor.
+        """
+        data = Histories.of(table, self.prepare, self.grid)
+        rows, seeds = data.landmarks, self.seeds(data)[0]
+        slope = _slope(seeds, validation[:, rows.subject], rows, ties) if recalibrate else 1.0
+        log_hazard = slope * seeds.mean(axis=0)
+        trained = np.asarray(~validation.all(axis=0))[rows.subject]
+        baselines = []
+        for stratum in range(max(len(self.grid), 1)):
+            here = trained & (rows.stratum == stratum)
+            baselines.append(metrics.breslow(log_hazard[here], rows.time[here], rows.event[here]))
+        return dataclasses.replace(self, slope=slope, baselines=tuple(baselines))
+
+
+def _slope(seeds: np.ndarray, held: np.ndarray, rows: Landmarks, ties: Ties) -> float:
+    """Slope of a Cox model on the mean log-hazard of the seeds that were not trained on a row."""
+    some = np.asarray(held.any(axis=0))
+    mean = (seeds * held).sum(axis=0)[some] / held.sum(axis=0)[some]
+    slope = float(ridge_cox(mean[:, None], landmark_sets(rows[some], ties), SLOPE_PENALTY)[0])
+    if slope <= 0:
+        logger.warning("recalibration: slope %.2f on validation, so the log-hazard is left as it is", slope)
+        return 1.0
+    logger.info("recalibration: slope %.2f", slope)
+    return slope
+
+
+def attention(scores: np.ndarray, data: Histories) -> np.ndarray:
+    """(R, V) share of each visit up to the landmark, mean over the seeds; NaN after the landmark."""
+    last = data.landmarks.visit[:, None]
+    steps = np.arange(len(data.visits.sizes))
+    seen = steps <= last  # (R, V)
+    places = data.visits.row(data.landmarks.subject[:, None], np.minimum(steps, last))
+    weights = scipy.special.softmax(np.where(seen, scores[:, places], -np.inf), axis=-1)  # (S, R, V)
+    return np.where(seen, weights.mean(axis=0), np.nan)
 
 
 def curve_years(horizons: Sequence[float]) -> np.ndarray:

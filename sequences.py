@@ -85,6 +85,11 @@ class Inputs:
         """P: columns that a call returns."""
         return len(self.state.centre) + len(self.change.centre)
 
+    @property
+    def num_state(self) -> int:
+        """The first columns that a call returns: the state, without the change."""
+        return len(self.state.centre)
+
     @classmethod
     def restored(cls, kept: dict) -> "Inputs":
         """From `dataclasses.asdict`, by way of JSON.
@@ -198,7 +203,7 @@ class Landmarks:
 
     subject: np.ndarray  # (R,) number of the subject
     visit: np.ndarray  # (R,) number of the last visit up to the landmark
-    at: np.ndarray  # (R,) years from baseline
+    year: np.ndarray  # (R,) when, from baseline
     stratum: np.ndarray  # (R,) number of the landmark in the grid; 0 everywhere if it is the last visit
     time: np.ndarray  # (R,) years left to the event or censoring; NaN where the table does not tell
     event: np.ndarray  # (R,) bool
@@ -234,6 +239,25 @@ def landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] = ()) -
     return Landmarks(subject, visit[rows], ats[rows], stratum, left[rows], event[subject])
 
 
+@dataclasses.dataclass(frozen=True)
+class Histories:
+    """A table, prepared, arranged and cut at its landmarks."""
+
+    visits: Visits
+    landmarks: Landmarks
+    inputs: np.ndarray  # (M, P) float64
+    years: np.ndarray  # (M,) since the visit before
+    rows: np.ndarray  # (R,) where the last visit of each landmark row stands
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, prepare: Inputs, grid: Sequence[float] = ()) -> "Histories":
+        """From visits in memory's columns, sorted by subject and visit; `grid` as in `landmarks`."""
+        visits = Visits.of(table)
+        cut = landmarks(table, visits, grid)
+        years = years_since_last(table)[visits.order]
+        return cls(visits, cut, prepare(table)[visits.order], years, visits.row(cut.subject, cut.visit))
+
+
 def usable_columns(tables: Sequence[pd.DataFrame]) -> tuple[list[str], list[str]]:
     """Feature columns of the tables taken together: (usable, problems).
 
@@ -243,7 +267,7 @@ def usable_columns(tables: Sequence[pd.DataFrame]) -> tuple[list[str], list[str]
     usable, problems = [], []
     for name in feature_columns(tables[0]):
         values = table[name].dropna() if name in table else pd.Series(dtype=float)
-        if values.nunique() > 1:
+        if len(values) and values.min() < values.max():
             usable.append(name)
         elif not IMAGE_FEATURE.fullmatch(name):
             problems.append(f"{name}: {'every value is missing' if values.empty else f'one value, {values.iloc[0]:g}'}")

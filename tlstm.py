@@ -19,10 +19,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.special
 import torch
 from torch import nn
-from torch.nn import functional
 from tqdm import tqdm
 
 import metrics
@@ -30,11 +28,12 @@ import predictions
 import tables
 from config import Config, read_config
 from files import InputError, read_json, write_json, written_whole
-from linear import RiskSets, ridge_cox, risk_sets
-from sequences import IMAGE_FEATURE, Inputs, Landmarks, Scale, Visits, landmarks, usable_columns, years_since_last
+from linear import RiskSets, Split, fit_link, risk_sets, split_rows
+from predictions import Predictor
+from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, usable_columns
 
 FORMAT = 1  # of model.json
-SLOPE_PENALTY = 1e-6  # keeps the recalibration finite where the validation part is separable
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAFE_SPREAD = 600.0  # float64 holds exp of so wide a range; wider ones are summed in log space
 
 logger = logging.getLogger(__name__)
@@ -134,7 +133,7 @@ class TLSTM(nn.Module):
     def __init__(self, num_inputs: int, settings: Settings):
         super().__init__()
         seeds, hidden = settings.num_seeds, settings.hidden
-        self.pool, self.time_aware = settings.pool, settings.time_aware
+        self.settings = settings
         self.dropout = nn.Dropout(settings.dropout)
         draws = [torch.Generator().manual_seed(settings.seed * 1000 + seed) for seed in range(seeds)]
 
@@ -168,8 +167,15 @@ class TLSTM(nn.Module):
         states = self.states(inputs, years, sizes)  # (S, M, H)
         attended = torch.tanh(torch.baddbmm(self.attend_bias, states, self.attend))
         scores = torch.bmm(attended, self.context).squeeze(-1)  # (S, M)
-        pooled = states if self.pool == "last" else running_attention(states, scores, sizes)
+        pooled = states if self.settings.pool == "last" else running_attention(states, scores, sizes)
         return torch.bmm(self.dropout(pooled[:, rows]), self.head).squeeze(-1), scores
+
+    def correct(self, data: Histories) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-hazards (S, R) and attention scores (S, M), None with POOL=last, as NumPy."""
+        with torch.no_grad():
+            correction, scores = self(*_tensors(data))
+        attends = self.settings.pool == "attention"
+        return correction.double().cpu().numpy(), scores.double().cpu().numpy() if attends else None
 
     def states(self, inputs: torch.Tensor, years: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """(S, M, H): the state after each visit, which has seen that visit and the earlier ones."""
@@ -181,7 +187,7 @@ class TLSTM(nn.Module):
         every = []
         for size, gates, fade in zip(sizes, projected.split(sizes, 1), decay.split(sizes), strict=True):
             cell, state = cell[:, :size], state[:, :size]  # those who have this visit
-            if self.time_aware:
+            if self.settings.time_aware:
                 cell = cell + fade * torch.tanh(torch.baddbmm(self.short_bias, cell, self.short))
             gates = torch.baddbmm(gates, state, self.recurrent)
             enter, keep, show = gates[..., : 3 * hidden].sigmoid().chunk(3, dim=-1)
@@ -205,47 +211,12 @@ def running_attention(states: torch.Tensor, scores: torch.Tensor, sizes: Sequenc
     """
     total = torch.full_like(scores[:, : sizes[0]], -math.inf)
     context = torch.zeros_like(states[:, : sizes[0]])
-    every = []
+    every: list[torch.Tensor] = []
     for size, state, score in zip(sizes, states.split(sizes, 1), scores.split(sizes, 1), strict=True):
         total = score if not every else torch.logaddexp(total[:, :size], score)
         context = torch.lerp(context[:, :size], state, (score - total).exp()[..., None])
         every.append(context)
     return torch.cat(every, dim=1)
-
-
-# ---- Data as tensors -----------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Histories:
-    """A table, prepared, arranged and cut at its landmarks."""
-
-    visits: Visits
-    landmarks: Landmarks
-    linear: np.ndarray  # (R, P) float64: the inputs at each landmark row, for the link
-    inputs: torch.Tensor  # (M, P)
-    years: torch.Tensor  # (M,)
-    rows: torch.Tensor  # (R,)
-
-    @classmethod
-    def of(cls, table: pd.DataFrame, prepare: Inputs, grid: Sequence[float]) -> "Histories":
-        """From visits in memory's columns, sorted by subject and visit."""
-        visits = Visits.of(table)
-        cut = landmarks(table, visits, grid)
-        prepared = prepare(table)[visits.order]  # (M, P)
-        rows = visits.row(cut.subject, cut.visit)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(
-            visits,
-            cut,
-            prepared[rows],
-            torch.tensor(prepared, dtype=torch.float32, device=device),
-            torch.tensor(years_since_last(table)[visits.order], dtype=torch.float32, device=device),
-            torch.tensor(rows, device=device),
-        )
-
-    @property
-    def sizes(self) -> list[int]:
-        """(V,) subjects with a visit k."""
-        return self.visits.sizes.tolist()
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -257,7 +228,7 @@ def fit(
     grid: Sequence[float],
     settings: Settings,
     progress: bool = False,
-) -> tuple["Predictor", pd.DataFrame]:
+) -> tuple[Predictor, pd.DataFrame]:
     """Fit the link, then the T-LSTMs that correct it, then the baseline hazards.
 
     Args:
@@ -272,104 +243,60 @@ def fit(
     Raises:
         InputError: no event among those who are trained or validated on.
     """
-    subjects = np.unique(table["subject"].to_numpy(str))
-    trained = table[table["subject"].isin(subjects[~validation.all(axis=0)])].reset_index(drop=True)
+    trained = table[_is_trained(table, validation)].reset_index(drop=True)
     candidates = []
     for number in settings.components if any(map(IMAGE_FEATURE.fullmatch, columns)) else (0,):
         prepare = Inputs.fit(trained, columns, num_components=number)
         data = Histories.of(table, prepare, grid)
-        splits = _Splits.of(data.landmarks, validation, settings.ties)
-        candidates += [(*_link(data, splits, penalty), prepare, data) for penalty in settings.penalties]
+        splits = split_rows(data.landmarks, validation, settings.ties)
+        links = [fit_link(data.inputs[data.rows], splits, penalty) for penalty in settings.penalties]
+        candidates += [(*found, prepare, data) for found in links]
     loss, link, prepare, data = min(candidates, key=lambda candidate: candidate[0])
     logger.info("link: %d inputs, validation loss %.4f", link.shape[1], loss)
     if not settings.link:
         link = np.zeros_like(link)
-    network = TLSTM(data.inputs.shape[1], settings).to(data.inputs.device)
-    epochs = settings.epochs if data.visits.count.max() > 1 else 0
-    if epochs == 0:
-        logger.warning("nobody has two visits: there is no history to learn from, so the model is a Cox model")
-    history = _train(network, data, link, splits, settings, epochs, progress)
-    predictor = Predictor(settings, tuple(grid), prepare, link, network)
-    return predictor.calibrated(table, validation, settings.recalibrate), history
+    network = TLSTM(data.inputs.shape[1], settings).to(DEVICE)
+    history = _train(network, data, link, splits, settings, progress)
+    predictor = Predictor(prepare, tuple(grid), link, network)
+    return predictor.calibrated(table, validation, recalibrate=settings.recalibrate, ties=settings.ties), history
 
 
-@dataclasses.dataclass(frozen=True)
-class _Splits:
-    """Rows and risk sets of the training and validation part of each seed."""
-
-    train: list[np.ndarray]  # of each seed: rows
-    train_sets: list[RiskSets]
-    val: list[np.ndarray]
-    val_sets: list[RiskSets]
-
-    @classmethod
-    def of(cls, rows: Landmarks, validation: np.ndarray, ties: Any) -> "_Splits":
-        held = validation[:, rows.subject]  # (S, R)
-        train, val = [np.flatnonzero(~row) for row in held], [np.flatnonzero(row) for row in held]
-        for part, name in ((train, "training"), (val, "validation")):
-            if not all(rows.event[chosen].any() for chosen in part):
-                raise InputError(f"no event among the {name} subjects: nothing to learn from. Give them more subjects.")
-        return cls(
-            train, [_sets(rows[chosen], ties) for chosen in train], val, [_sets(rows[chosen], ties) for chosen in val]
-        )
+def _is_trained(table: pd.DataFrame, validation: np.ndarray) -> np.ndarray:
+    """(M,) bool: visits of the subjects that some seed is trained on."""
+    subjects = np.unique(table["subject"].to_numpy(str))
+    return np.isin(table["subject"].to_numpy(str), subjects[~validation.all(axis=0)])
 
 
-def _sets(rows: Landmarks, ties: Any) -> RiskSets:
-    return risk_sets(rows.time, rows.event, rows.stratum, ties)
-
-
-def _link(data: Histories, splits: _Splits, penalty: float) -> tuple[float, np.ndarray]:
-    """Ridge Cox of each seed on its training rows: mean validation loss, coefficients (S, P)."""
-    link = np.stack(
-        [
-            ridge_cox(data.linear[rows], sets, penalty)
-            for rows, sets in zip(splits.train, splits.train_sets, strict=True)
-        ]
-    )
-    return float(np.mean(_losses(torch.tensor(link @ data.linear.T), splits.val, splits.val_sets))), link
-
-
-def _losses(log_hazard: torch.Tensor, rows: list[np.ndarray], sets: list[RiskSets]) -> list[float]:
-    """Loss of each seed, from (S, R)."""
-    return [float(cox_loss(seed[part], at_risk)) for seed, part, at_risk in zip(log_hazard, rows, sets, strict=True)]
-
-
-def _train(network, data, link, splits, settings, epochs, progress) -> pd.DataFrame:
+def _train(network, data, link, splits, settings, progress) -> pd.DataFrame:
     """Train all seeds together; each keeps the weights of its lowest validation loss, epoch 0 included."""
-    seeds, num_rows = len(link), len(data.landmarks)
-    linear = torch.tensor(link @ data.linear.T, dtype=torch.float32, device=data.inputs.device)  # (S, R)
-    flat = torch.tensor(np.concatenate([seed * num_rows + rows for seed, rows in enumerate(splits.train)]))
-    chosen = [data.landmarks[rows] for rows in splits.train]
-    num_strata = int(data.landmarks.stratum.max()) + 1
-    sets = risk_sets(
-        np.concatenate([rows.time for rows in chosen]),
-        np.concatenate([rows.event for rows in chosen]),
-        np.concatenate([seed * num_strata + rows.stratum for seed, rows in enumerate(chosen)]),
-        settings.ties,
-    )
+    epochs = settings.epochs
+    if len(data.visits.sizes) == 1:
+        logger.warning("nobody has two visits: there is no history to learn from, so this is a Cox model")
+        epochs = 0
+    tensors = _tensors(data)
+    linear = torch.tensor(link @ data.inputs[data.rows].T, dtype=torch.float32, device=DEVICE)  # (S, R)
+    flat, sets = _side_by_side(data.landmarks, splits, settings.ties)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best = np.full(seeds, np.inf)
-    best_epoch = np.zeros(seeds, int)
+    best, best_epoch = np.full(len(link), np.inf), np.zeros(len(link), int)
     kept = copy.deepcopy(network.state_dict())
     history = []
     torch.manual_seed(settings.seed)
     for epoch in tqdm(range(epochs + 1), desc="T-LSTM", unit="epoch", disable=not progress):
         network.eval()
         with torch.no_grad():
-            log_hazard = linear + network(data.inputs, data.years, data.sizes, data.rows)[0]
-        train_loss = _losses(log_hazard, splits.train, splits.train_sets)
-        val_loss = np.array(_losses(log_hazard, splits.val, splits.val_sets))
+            log_hazard = linear + network(*tensors)[0]
+        val_loss = [float(cox_loss(own[part.val], part.val_sets)) for own, part in zip(log_hazard, splits, strict=True)]
         better = val_loss < best
         best, best_epoch = np.where(better, val_loss, best), np.where(better, epoch, best_epoch)
         for name, weights in network.state_dict().items():
             kept[name][better] = weights[better]
-        history.append({"epoch": epoch, "train_loss": np.mean(train_loss), "val_loss": val_loss.mean()})
-        if epoch == epochs or epoch - best_epoch.max() >= settings.patience:
+        train_loss = float(cox_loss(log_hazard.flatten()[flat], sets))
+        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": np.mean(val_loss), "best": best.mean()})
+        if epoch - best_epoch.max() >= settings.patience:
             break
         network.train()
         optimizer.zero_grad()
-        log_hazard = linear + network(data.inputs, data.years, data.sizes, data.rows)[0]
-        cox_loss(log_hazard.flatten()[flat], sets).backward()
+        cox_loss((linear + network(*tensors)[0]).flatten()[flat], sets).backward()
         optimizer.step()
     network.load_state_dict(kept)
     network.eval()
@@ -377,121 +304,47 @@ def _train(network, data, link, splits, settings, epochs, progress) -> pd.DataFr
     return pd.DataFrame(history)
 
 
-# ---- Prediction ----------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Predictor:
-    """Everything that a prediction needs; `save` and `load` keep it in a folder."""
-
-    settings: Settings
-    grid: tuple[float, ...]  # landmarks it was trained at; empty: last visits
-    prepare: Inputs
-    link: np.ndarray  # (S, P)
-    network: TLSTM
-    slope: float = 1.0  # recalibration of the log-hazard
-    baselines: tuple[metrics.Baseline, ...] = ()  # one a landmark of the grid
-
-    def predict(self, table: pd.DataFrame, at: Sequence[float] = (), *, years: Sequence[float]) -> pd.DataFrame:
-        """Log-hazard, survival curve and attention of every subject at every landmark.
-
-        Args:
-            table: visits in memory's columns, sorted by subject and visit; `time` and `event` may be absent.
-            at: landmarks, years from baseline; empty: each subject's last visit.
-            years: (T,) after the landmark, of the survival curve.
-        Returns:
-            A row a subject and landmark at which it has a visit and is event-free: `subject, landmark, time,
-            event, log_hazard, survival_<year>..., attention_<visit>...`; `time` is what is left. Attention
-            is NaN after the landmark.
-        Raises:
-            InputError: a column that the model was trained on is absent.
-        """
-        absent = [name for name in self.prepare.columns if name not in table]
-        if absent:
-            raise InputError(f"expected the columns the model was trained on. Missing: {', '.join(absent)}.")
-        data = Histories.of(table, self.prepare, at)
-        rows = data.landmarks
-        seeds, attention = self.seeds(data)
-        log_hazard = self.slope * seeds.mean(axis=0)
-        curves = np.empty((len(rows), len(years)))
-        nearest = self._nearest(rows.at) if self.grid else np.zeros(len(rows), int)
-        for number in np.unique(nearest):
-            here = nearest == number
-            curves[here] = metrics.survival(self.baselines[number], log_hazard[here], np.asarray(years))
-        head = {
-            "subject": data.visits.subject[rows.subject],
-            "landmark": rows.at,
-            "time": rows.time,
-            "event": rows.event,
-            "log_hazard": log_hazard,
-        }
-        names = [f"survival_{float(year)}" for year in years]
-        names += [f"attention_{visit + 1}" for visit in range(attention.shape[1])]
-        return pd.concat([pd.DataFrame(head), pd.DataFrame(np.hstack([curves, attention]), columns=names)], axis=1)
-
-    def seeds(self, data: Histories) -> tuple[np.ndarray, np.ndarray]:
-        """Log-hazard of each seed (S, R); attention on each visit, mean over the seeds (R, V)."""
-        with torch.no_grad():
-            correction, scores = self.network(data.inputs, data.years, data.sizes, data.rows)
-        rows, visits = data.landmarks, data.visits
-        steps = np.arange(len(visits.sizes))
-        seen = steps <= rows.visit[:, None]  # (R, V)
-        places = visits.row(rows.subject[:, None], np.minimum(steps, rows.visit[:, None]))
-        if self.settings.pool == "last":
-            attention = np.where(seen, (steps == rows.visit[:, None]).astype(float), np.nan)
-        else:
-            masked = np.where(seen, scores.double().cpu().numpy()[:, places], -np.inf)  # (S, R, V)
-            attention = np.where(seen, scipy.special.softmax(masked, axis=-1).mean(axis=0), np.nan)
-        return self.link @ data.linear.T + correction.double().cpu().numpy(), attention
-
-    def _nearest(self, at: np.ndarray) -> np.ndarray:
-        """(R,) number of the trained landmark nearest to each."""
-        return np.abs(at[:, None] - np.asarray(self.grid)).argmin(axis=1)
-
-    def calibrated(self, table: pd.DataFrame, validation: np.ndarray, recalibrate: bool) -> "Predictor":
-        """The same with its baseline hazards and, if asked, the slope of its log-hazard on validation.
-
-        Breslow's baseline at each landmark is of the subjects that some seed was trained on.
-        """
-        data = Histories.of(table, self.prepare, self.grid)
-        rows, seeds = data.landmarks, self.seeds(data)[0]
-        slope = _slope(seeds, validation[:, rows.subject], rows, self.settings.ties) if recalibrate else 1.0
-        log_hazard = slope * seeds.mean(axis=0)
-        trained = ~validation.all(axis=0)[rows.subject]
-        baselines = []
-        for stratum in range(max(len(self.grid), 1)):
-            here = trained & (rows.stratum == stratum)
-            baselines.append(metrics.breslow(log_hazard[here], rows.time[here], rows.event[here]))
-        return dataclasses.replace(self, slope=slope, baselines=tuple(baselines))
-
-    def save(self, folder: str | Path) -> None:
-        """Write `model.pt` (weights only) and `model.json` (all else) into the folder."""
-        described = {
-            "format": FORMAT,
-            "settings": dataclasses.asdict(self.settings),
-            "grid": self.grid,
-            "prepare": dataclasses.asdict(self.prepare),
-            "link": self.link,
-            "slope": self.slope,
-            "baselines": [dataclasses.asdict(baseline) for baseline in self.baselines],
-        }
-        with written_whole(Path(folder) / "model.pt") as part:
-            torch.save(self.network.state_dict(), part)
-        write_json(Path(folder) / "model.json", described)
+def _tensors(data: Histories) -> tuple[torch.Tensor, torch.Tensor, list[int], torch.Tensor]:
+    """What the network takes."""
+    inputs = torch.tensor(data.inputs, dtype=torch.float32, device=DEVICE)
+    years = torch.tensor(data.years, dtype=torch.float32, device=DEVICE)
+    return inputs, years, data.visits.sizes.tolist(), torch.tensor(data.rows, device=DEVICE)
 
 
-def _slope(seeds: np.ndarray, held: np.ndarray, rows: Landmarks, ties: Any) -> float:
-    """Slope of a Cox model on the mean log-hazard of the seeds that were not trained on a row."""
-    some = held.any(axis=0)
-    mean = (seeds * held).sum(axis=0)[some] / held.sum(axis=0)[some]
-    slope = float(ridge_cox(mean[:, None], _sets(rows[some], ties), SLOPE_PENALTY)[0])
-    if slope <= 0:
-        logger.warning("recalibration: slope %.2f on validation, so the log-hazard is left as it is", slope)
-        return 1.0
-    logger.info("recalibration: slope %.2f", slope)
-    return slope
+def _side_by_side(rows: Landmarks, splits: list[Split], ties: Any) -> tuple[torch.Tensor, RiskSets]:
+    """All seeds' training rows in one loss: where they stand in (S, R) flattened, and their risk sets."""
+    chosen = [rows[split.train] for split in splits]
+    num_strata = int(rows.stratum.max()) + 1
+    sets = risk_sets(
+        np.concatenate([part.time for part in chosen]),
+        np.concatenate([part.event for part in chosen]),
+        np.concatenate([seed * num_strata + part.stratum for seed, part in enumerate(chosen)]),
+        ties,
+    )
+    flat = np.concatenate([seed * len(rows) + split.train for seed, split in enumerate(splits)])
+    return torch.tensor(flat, device=DEVICE), sets
+
+
+# ---- Kept in a folder ----------------------------------------------------------------------------
+def save(predictor: Predictor, folder: str | Path) -> None:
+    """Write `model.pt` (weights only) and `model.json` (all else) into the folder."""
+    assert isinstance(predictor.network, TLSTM)
+    described = {
+        "format": FORMAT,
+        "settings": dataclasses.asdict(predictor.network.settings),
+        "grid": predictor.grid,
+        "prepare": dataclasses.asdict(predictor.prepare),
+        "link": predictor.link,
+        "slope": predictor.slope,
+        "baselines": [dataclasses.asdict(baseline) for baseline in predictor.baselines],
+    }
+    with written_whole(Path(folder) / "model.pt") as part:
+        torch.save(predictor.network.state_dict(), part)
+    write_json(Path(folder) / "model.json", described)
 
 
 def load(folder: str | Path) -> Predictor:
-    """Read what `Predictor.save` wrote.
+    """Read what `save` wrote; `load(folder).predict(table, years=...)` predicts.
 
     Raises:
         InputError: a file is absent, damaged or of another version.
@@ -499,9 +352,7 @@ def load(folder: str | Path) -> Predictor:
     folder = Path(folder)
     for name in ("model.json", "model.pt"):
         if not (folder / name).is_file():
-            raise InputError(
-                f"{folder / name}: expected a trained model, found no such file. Run python tlstm.py first."
-            )
+            raise InputError(f"{folder / name}: expected a trained model, found none. Run python tlstm.py first.")
     described = read_json(folder / "model.json")
     if described.get("format") != FORMAT:
         raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}, received {described.get('format')!r}.")
@@ -515,23 +366,22 @@ def _restored(described: dict[str, Any], weights: dict[str, torch.Tensor]) -> Pr
     """A predictor of what `save` wrote; raises ValueError or its kin where the parts don't fit."""
     settings = Settings(**described["settings"])
     prepare = Inputs.restored(described["prepare"])
-    link = np.asarray(described["link"], float)
-    num_inputs = prepare.num_inputs
-    if link.shape != (settings.num_seeds, num_inputs):
-        raise ValueError(f"link: expected shape {(settings.num_seeds, num_inputs)}, received {link.shape}")
-    network = TLSTM(num_inputs, settings)
-    network.load_state_dict(weights)
-    if not all(values.isfinite().all() for values in network.state_dict().values()):
-        raise ValueError("weights: expected finite numbers")
     grid = tuple(float(at) for at in described["grid"])
+    link = np.asarray(described["link"], float)
     baselines = tuple(
         metrics.Baseline(*(np.asarray(kept[name], float) for name in ("times", "log_cumulative_hazard")))
         for kept in described["baselines"]
     )
-    if len(baselines) != max(len(grid), 1):
-        raise ValueError(f"baselines: expected {max(len(grid), 1)}, received {len(baselines)}")
-    network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return Predictor(settings, grid, prepare, link, network, float(described["slope"]), baselines)
+    shapes = (link.shape, len(baselines))
+    expected = ((settings.num_seeds, prepare.num_inputs), max(len(grid), 1))
+    if shapes != expected:
+        raise ValueError(f"link and baselines: expected {expected}, received {shapes}")
+    network = TLSTM(prepare.num_inputs, settings)
+    network.load_state_dict(weights)
+    numbers = [link, *(baseline.log_cumulative_hazard for baseline in baselines)]
+    if not all(np.isfinite(part).all() for part in [*numbers, *(part.numpy() for part in weights.values())]):
+        raise ValueError("expected finite numbers")
+    return Predictor(prepare, grid, link, network.to(DEVICE).eval(), float(described["slope"]), baselines)
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -570,7 +420,7 @@ def run(config: Config) -> None:
         predicted, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED
     )
     folder = config.OUTPUT_DIR / "tlstm"
-    predictor.save(folder)
+    save(predictor, folder)
     predictions.write_predictions(predicted, folder / "predictions.csv")
     with written_whole(folder / "history.csv") as part:
         history.to_csv(part, index=False)

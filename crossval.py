@@ -1,0 +1,202 @@
+"""Cross-validation of stage 2 and its rivals: the same subjects, folds, landmarks and estimators for all.
+
+No PyTorch: the T-LSTM comes as a function. Times in years.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+import metrics
+from linear import fit_link, inner_folds, landmark_sets, ridge_cox, split_rows, stratified_folds
+from predictions import Predictor, curves
+from sequences import Histories, Inputs
+
+FIGURES = ("c_index", "auc", "ibs")
+OURS = "tlstm"
+POINTS = 20  # of a survival curve within a window
+
+logger = logging.getLogger(__name__)
+
+Predict = Callable[[pd.DataFrame, float, np.ndarray], pd.DataFrame]  # visits, landmark, years
+Fit = Callable[[pd.DataFrame, np.ndarray], Predict]  # visits, (S, N) validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is cross-validated."""
+
+    landmarks: tuple[float, ...]
+    windows: tuple[float, ...]  # years ahead, one for each landmark
+    folds: int
+    repeats: int
+    num_seeds: int
+    seed: int
+
+
+def cross_validate(
+    table: pd.DataFrame, arms: Mapping[str, Fit], plan: Plan, *, progress: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Fit every arm on each training part and evaluate it on the held-out subjects.
+
+    Args:
+        table: visits in memory's columns, sorted by subject and visit.
+        arms: by name.
+        plan: landmarks, windows, folds.
+        progress: show a bar on stderr.
+    Returns:
+        The figures: `repeat, fold, landmark, window, model, test_share, c_index, auc, ibs`; and the
+        predictions of our model for the held-out subjects.
+    """
+    subjects = table.drop_duplicates("subject")
+    names, event = subjects["subject"].to_numpy(str), subjects["event"].to_numpy(bool)
+    rng = np.random.default_rng(plan.seed)
+    figures, predicted = [], []
+    bar = tqdm(total=plan.repeats * plan.folds * len(arms), desc="cross-validation", unit="fit", disable=not progress)
+    with bar:
+        for repeat in range(1, plan.repeats + 1):
+            fold_of = stratified_folds(event, plan.folds, rng)
+            for fold in range(plan.folds):
+                held = np.isin(table["subject"].to_numpy(str), names[fold_of == fold])
+                train, test = table[~held].reset_index(drop=True), table[held].reset_index(drop=True)
+                validation = inner_folds(event[fold_of != fold], plan.num_seeds, rng)
+                for model, fit in arms.items():
+                    predict = fit(train, validation)
+                    place = {"repeat": repeat, "fold": fold + 1, "model": model}
+                    for landmark, window in zip(plan.landmarks, plan.windows, strict=True):
+                        found, said = _evaluate(predict, train, test, landmark, window)
+                        figures.append(place | found)
+                        if model == OURS:
+                            predicted.append(said.assign(split=f"repeat{repeat}_fold{fold + 1}"))
+                    bar.update()
+    return pd.DataFrame(figures), pd.concat(predicted, ignore_index=True)
+
+
+def _evaluate(predict: Predict, train, test, landmark: float, window: float) -> tuple[dict, pd.DataFrame]:
+    """C truncated at the window, AUC at its end, IBS over it."""
+    years = window * np.arange(1, POINTS + 1) / POINTS
+    seen, said = predict(train, landmark, years), predict(test, landmark, years)
+    time, event, log_hazard = (said[name].to_numpy() for name in ("time", "event", "log_hazard"))
+    reference = metrics.Reference(
+        seen["time"].to_numpy(), seen["event"].to_numpy(bool), float(seen["log_hazard"].median())
+    )
+    found = metrics.evaluate(
+        log_hazard,
+        time,
+        event,
+        survival=curves(said)[1],
+        grid=years,
+        horizons=(window,),
+        reference=reference,
+        num_resamples=2,
+    )
+    return {
+        "landmark": landmark,
+        "window": window,
+        "test_share": len(said) / len(seen),
+        "c_index": metrics.concordance(log_hazard, np.minimum(time, window), event & (time <= window)),
+        "auc": found["auc"][str(float(window))]["value"],
+        "ibs": found["ibs"]["value"],
+    }, said
+
+
+# ---- The rivals ------------------------------------------------------------------------------------
+def linear_arm(
+    columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float], *, baseline_only: bool = False
+) -> Fit:
+    """Ridge Cox on the last values, its penalty chosen on inner folds, then fitted on all training subjects.
+
+    Args:
+        columns: features.
+        penalties: to choose from.
+        grid: the landmarks it is trained at together, stratified (van Houwelingen 2007); empty: at each
+            landmark that is asked for, by itself.
+        baseline_only: use the first visit alone.
+    Returns:
+        An arm of `cross_validate`.
+    """
+
+    def cut(table: pd.DataFrame) -> pd.DataFrame:
+        return table.drop_duplicates("subject").reset_index(drop=True) if baseline_only else table
+
+    def fit(table: pd.DataFrame, validation: np.ndarray) -> Predict:
+        table = cut(table)
+        prepare = Inputs.fit(table, columns, num_components=0)
+
+        def trained(landmarks: tuple[float, ...]) -> Predictor:
+            data = Histories.of(table, prepare, landmarks)
+            inputs = data.inputs[data.rows]
+            inputs[:, prepare.num_state :] = 0.0  # the change is the T-LSTM's
+            splits = split_rows(data.landmarks, validation)
+            penalty = min(penalties, key=lambda penalty: fit_link(inputs, splits, penalty)[0])
+            link = ridge_cox(inputs, landmark_sets(data.landmarks), penalty)[None]
+            return Predictor(prepare, landmarks, link).calibrated(table, np.zeros_like(validation))
+
+        models: dict[float, Predictor] = {}
+        supermodel = trained(tuple(grid)) if len(grid) else None
+
+        def predict(table: pd.DataFrame, landmark: float, years: np.ndarray) -> pd.DataFrame:
+            model = supermodel or models.get(landmark) or trained((landmark,))
+            models[landmark] = model
+            return model.predict(cut(table), (landmark,), years=years)
+
+        return predict
+
+    return fit
+
+
+# ---- What came out -----------------------------------------------------------------------------------
+def summarise(figures: pd.DataFrame) -> dict[str, dict]:
+    """Mean and deviation over the folds, and what our model gains on each rival.
+
+    Args:
+        figures: of `cross_validate`.
+    Returns:
+        `{"<landmark>+<window>": {"<model>": {figure: {"value", "sd"}}, "difference": {"<rival>": {figure:
+        {"value", "se"}}}}}`; the difference is ours minus the rival's, its error corrected for folds that
+        share training subjects: variance * (1 / J + test / train).
+    Source: Nadeau and Bengio (2003), Machine Learning 52, eq. 5.
+    """
+    found: dict[str, dict] = {}
+    for (landmark, window), here in figures.groupby(["landmark", "window"]):
+        models = {str(name): part.set_index(["repeat", "fold"]) for name, part in here.groupby("model", sort=False)}
+        summary: dict[str, dict] = {
+            name: {figure: {"value": part[figure].mean(), "sd": part[figure].std()} for figure in FIGURES}
+            for name, part in models.items()
+        }
+        ours = models[OURS]
+        summary["difference"] = {
+            rival: {figure: _difference(ours[figure] - part[figure], ours["test_share"]) for figure in FIGURES}
+            for rival, part in models.items()
+            if rival != OURS
+        }
+        found[f"{landmark:g}+{window:g}"] = summary
+    return found
+
+
+def _difference(gain: pd.Series, test_share: pd.Series) -> dict[str, float]:
+    variance = gain.var() * (1 / len(gain) + test_share.mean())
+    return {"value": float(gain.mean()), "se": float(np.sqrt(variance))}
+
+
+def as_text(summary: Mapping[str, Mapping]) -> str:
+    """The summary as lines for a terminal."""
+    lines = []
+    for place, models in summary.items():
+        landmark, window = place.split("+")
+        lines.append(f"\nlandmark {landmark} years, window {window} years{'C':>10}{'AUC':>16}{'IBS':>16}")
+        for name, estimates in models.items():
+            if name != "difference":
+                lines.append(f"  {name:<30}" + "  ".join(_plain(estimates[figure], "sd") for figure in FIGURES))
+        for rival, estimates in models["difference"].items():
+            what = f"tlstm - {rival}"
+            lines.append(f"  {what:<30}" + "  ".join(_plain(estimates[figure], "se", "+") for figure in FIGURES))
+    return "\n".join(lines)
+
+
+def _plain(estimate: Mapping[str, float], spread: str, sign: str = "") -> str:
+    return f"{estimate['value']:{sign}6.3f} ({estimate[spread]:.3f})"
