@@ -51,8 +51,10 @@ def cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str, pd.Dat
     if own:
         middle = last_visits(features["train"])[own].median().fillna(0.0)
         models["covariates"] = lambda table: last_visits(table)[own].fillna(middle)
-    return {name: _cox(features, inputs, years, l1_ratio=0.5 * (name == "elastic_net_features"))
-            for name, inputs in models.items()}
+    return {
+        name: _cox(features, inputs, years, l1_ratio=0.5 * (name == "elastic_net_features"))
+        for name, inputs in models.items()
+    }
 
 
 def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ A relative path is relative to the working directory. "Paper" is Aghajanian et a
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
@@ -96,8 +96,8 @@ class Config(BaseSettings):
     VISIT_ORDER_WEIGHT: NotNegative = 1.0
     """Weight of the loss by which a subject's later scan should not look healthier than an earlier one; 0: off."""
     BATCH_SIZE: Count = 24
-    """Volumes in memory at a time, rounded up to whole subjects; with batch normalisation its statistics."""
-    RISK_SET: Count = 8
+    """Volumes in memory at a time; batch normalisation takes its statistics of so many, and needs 2."""
+    RISK_SET: Annotated[int, Field(ge=2)] = 8
     """Subjects per evaluation of the loss, so per step; more than BATCH_SIZE holds cost time, not memory."""
     LEARNING_RATE: Positive = 1.5e-3
     """Adam's, at its peak (paper: 1e-4)."""
@@ -179,6 +179,12 @@ class Config(BaseSettings):
             raise ValueError(f"TRAIN_CSV, VAL_CSV, TEST_CSV: expected all three or none, received {', '.join(given)}")
         if given and self.COHORT_CSV is not None:
             raise ValueError("COHORT_CSV: expected unset when TRAIN_CSV, VAL_CSV and TEST_CSV are given")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_to_normalise(self) -> Self:
+        if self.NORM == "batch" and self.BATCH_SIZE < 2:
+            raise ValueError("BATCH_SIZE: expected 2 or more with NORM=batch, whose statistics of 1 volume are none")
         return self
 
     @classmethod

@@ -36,6 +36,12 @@ class Grid:
     shape: tuple[int, int, int]
     affine: np.ndarray  # (4, 4)
 
+    @property
+    def voxel_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along each axis, mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
     def matches(self, other: "Grid") -> bool:
         """Whether two grids are one, to GRID_TOLERANCE at every corner."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)[[1, 0, 2, 3]]
@@ -278,8 +284,7 @@ def _grid(image: Any) -> Grid:
 
 
 def _words(grid: Grid) -> str:
-    voxel = np.linalg.norm(grid.affine[:3, :3], axis=0)
-    sizes = " x ".join(f"{size:.3g}" for size in voxel)
+    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_mm)
     origin = ", ".join(f"{mm:.2f}" for mm in grid.affine[:3, 3])
     return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
 

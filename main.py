@@ -1,0 +1,340 @@
+"""The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.processing import resample_from_to
+
+import baselines
+import simulate
+import tables
+from config import Config, read_config
+from data import Cache, build_cache, load_volume, load_volumes
+from files import InputError, read_json, safe_name, write_json
+from predictions import curve_years, evaluate_parts
+from record import HERE, UPSTREAM, Record, digest, log_to, open_folder
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
+# TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second.
+
+STOPPED = 143  # stopped by a signal; the same command goes on
+NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """One run: its settings, its folder, and its stages in their order."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = config.OUTPUT_DIR
+        self.simulated: Path | None = None  # folder of the simulated cohort, if it is that
+
+    def run(self) -> None:
+        """Check the whole input, then do each stage that is asked for and not done yet.
+
+        Raises:
+            InputError: the settings or the input are wrong; then no file of an earlier run has been touched.
+        """
+        open_folder(self.folder)
+        self.parts, self.cache = self._read_input()
+        log_to(self.folder / "run.log")
+        self.record = Record(self.config, self._digest_input())
+        self._write_splits()
+        for stage, do in (
+            ("cnn", self.train),
+            ("features", self.extract),
+            ("tlstm", self.run_tlstm),
+            ("explain", self.explain),
+        ):
+            if stage in self.config.STAGES:
+                self._unless_done(stage, do)
+        if "report" in self.config.STAGES:
+            self.report()
+
+    def train(self) -> None:
+        """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
+        import train
+
+        folder = self.folder / "cnn"
+        parts = {name: train.Part.of(self.parts[name], self._entries(name)) for name in ("train", "val")}
+        if not self.record.resumes("cnn"):
+            shutil.rmtree(folder, ignore_errors=True)
+        options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
+        train.train(self._build_model(), parts, train.Options(**options), folder)
+
+    def extract(self) -> None:
+        """Write the features and the log-hazard of every scan of every part."""
+        import train
+
+        model = self._trained_model()
+        for name, table in self.parts.items():
+            features = train.extract_features(
+                model, table.drop(columns="nifti_path"), self._entries(name), batch_size=self.config.BATCH_SIZE
+            )
+            path = self.folder / "features" / f"{name}.parquet"
+            tables.write_table(features, path, time_unit=self.config.TIME_UNIT)
+
+    def run_tlstm(self) -> None:
+        """Stage 2, in a process of its own: TensorFlow holds a GPU until its process ends."""
+        settings = self.config.model_dump(mode="json", exclude_none=True, exclude={"FEATURES", "FOLDS"})
+        arguments = [f"--{name}={_in_words(value)}" for name, value in settings.items()]
+        code = subprocess.run([sys.executable, str(HERE / "tlstm.py"), *arguments], check=False).returncode
+        if code:
+            logger.error("tlstm.py ended with exit code %d", code)
+            raise SystemExit(code if code > 0 else STOPPED)
+
+    def explain(self) -> None:
+        """SHAP and Grad-CAM of the chosen test subjects' last scans."""
+        import pictures
+
+        import explain
+
+        config, model, pool = self.config, self._trained_model(), self._entries("train")
+        rng = np.random.default_rng(config.SEED)
+        chosen = np.sort(rng.choice(len(pool), size=min(config.SHAP_BACKGROUND_SIZE, len(pool)), replace=False))
+        background = load_volumes([pool[row] for row in chosen])
+        for why, row in self._explained().items():
+            found = explain.explain_scan(
+                model,
+                load_volume(row["entry"]),
+                background,
+                steps=config.SHAP_NSAMPLES,
+                seed=config.SEED,
+                layer=config.GRAD_CAM_LAYER,
+                voxel_mm=self.cache.grid.voxel_mm,
+                truth=self._truth(),
+            )
+            pictures.save_explanation(
+                self.folder / "explain" / safe_name(row["scan"]),
+                found,
+                grid_affine=self.cache.grid.affine,
+                scan=row["nifti_path"],
+                title=f"{row['subject']}, {why}",
+            )
+
+    def report(self) -> None:
+        """Evaluate every model on the same split, write the page, and print the table."""
+        import report
+
+        if self.record.is_done("features"):
+            write_json(self.folder / "metrics.json", self._evaluate())
+        page = report.write_report(self.folder)
+        print(closing_table(read_json(self.folder / "metrics.json")))
+        print(f"\nEverything is in {self.folder}; begin with {page}")
+
+    # ---- What the stages share ---------------------------------------------------------------------
+
+    def _read_input(self) -> tuple[dict[str, pd.DataFrame], Cache]:
+        """The three parts, and their scans' preprocessed volumes in the same order."""
+        config = self.config
+        if config.TRAIN_CSV is not None:
+            paths = {name: getattr(config, f"{name.upper()}_CSV") for name in tables.PARTS}
+            parts = tables.read_parts(paths, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+        else:
+            cohort = config.COHORT_CSV or self._simulate()
+            table = tables.read_cohort(cohort, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+            parts = tables.split_subjects(
+                table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
+            )
+        cache = build_cache(
+            pd.concat([parts[name] for name in tables.PARTS]),
+            shape=config.TARGET_SHAPE,
+            folder=config.CACHE_DIR or self.folder / "cache",
+            resample=config.RESAMPLE,
+            jobs=config.NUM_WORKERS,
+        )
+        return parts, cache
+
+    def _simulate(self) -> Path:
+        """The embedded cohort of these settings, written if it is not there yet."""
+        config = self.config
+        name = f"{config.SIM_SUBJECTS}-subjects_nuisance-{config.SIM_NUISANCE:g}_seed-{config.SEED}"
+        self.simulated = self.folder / "simulated" / name
+        return simulate.write_cohort(
+            self.simulated,
+            num_subjects=config.SIM_SUBJECTS,
+            nuisance=config.SIM_NUISANCE,
+            seed=config.SEED,
+            jobs=config.NUM_WORKERS,
+        )
+
+    def _write_splits(self) -> None:
+        for name, part in self.parts.items():
+            tables.write_table(part, self.folder / "splits" / f"{name}.csv", time_unit=self.config.TIME_UNIT)
+            subjects = part.groupby("subject")["event"].first()
+            logger.info("%s: %d subjects, %d with an event, %d scans", name, len(subjects), subjects.sum(), len(part))
+        logger.info("volumes: %d preprocessed now, the others were in the cache", self.cache.num_built)
+
+    def _unless_done(self, stage: str, do: Callable[[], None]) -> None:
+        above = UPSTREAM[stage]
+        if self.record.is_done(stage):
+            logger.info("%s: done already, with the same settings and input", stage)
+            return
+        if above is not None and not self.record.is_done(above):
+            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings. Add it to STAGES.")
+        with self.record.doing(stage):
+            do()
+
+    def _entries(self, name: str) -> list[Path]:
+        """The cache entries of a part's scans."""
+        begin = sum(len(self.parts[part]) for part in tables.PARTS[: tables.PARTS.index(name)])
+        return self.cache.entries[begin : begin + len(self.parts[name])]
+
+    def _build_model(self):
+        import tensorflow as tf
+
+        from model import build_model
+
+        for device in tf.config.list_physical_devices("GPU"):
+            tf.config.experimental.set_memory_growth(device, True)  # stage 2 is another process on the same device
+        config = self.config
+        return build_model(
+            config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, dropout=config.DROPOUT_RATE, seed=config.SEED
+        )
+
+    def _trained_model(self):
+        model = self._build_model()
+        model.load_weights(self.folder / "cnn" / "best.weights.h5")
+        return model
+
+    def _evaluate(self) -> dict:
+        """`metrics.json`: stage 1, stage 2, the baselines and, where the truth is known, the oracle."""
+        features = {
+            name: tables.read_features(self.folder / "features" / f"{name}.parquet", time_unit=self.config.TIME_UNIT)
+            for name in tables.PARTS
+        }
+        years = curve_years(self.config.HORIZONS)
+        known = read_json(self.folder / "metrics.json") if self.record.is_done("tlstm") else {}
+        found = {
+            "cnn": self._figures(baselines.one_scan(features, years)),
+            "tlstm": known.get("tlstm"),
+            "baselines": {
+                name: {"test": self._figures(predicted, ("train", "test"))["test"]}
+                for name, predicted in baselines.cox_models(features, years).items()
+            },
+        }
+        if self.simulated is not None:
+            truth = baselines.oracle(features, self.simulated / "truth.csv", years)
+            found["oracle"] = {
+                name: self._figures(predicted, ("train", "test"))["test"]["c_index"]
+                for name, predicted in truth.items()
+            }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _figures(self, predicted: dict[str, pd.DataFrame], parts: tuple[str, ...] = tables.PARTS) -> dict[str, dict]:
+        return evaluate_parts(
+            {part: predicted[part] for part in parts},
+            horizons=self.config.HORIZONS,
+            num_resamples=self.config.NUM_RESAMPLES,
+            seed=self.config.SEED,
+        )
+
+    def _explained(self) -> dict[str, pd.Series]:
+        """The last scans to explain, by why: the highest, median and lowest risk of the test part, or by id."""
+        last = tables.last_visits(self.parts["test"].assign(entry=self._entries("test"))).set_index(
+            "subject", drop=False
+        )
+        predicted = pd.read_csv(self.folder / "tlstm" / "predictions.csv", dtype={"subjectid": str})
+        risk = predicted[predicted["split"] == "test"].set_index("subjectid")["log_hazard"].reindex(last.index)
+        order = risk.sort_values(kind="stable").index
+        by_rank = {"lowest": order[0], "median": order[len(order) // 2], "highest": order[-1]}
+        unknown = [name for name in self.config.EXPLAIN if name not in by_rank and name not in last.index]
+        if unknown:
+            raise InputError(
+                f"EXPLAIN: expected {', '.join(by_rank)} or ids of test subjects, received {', '.join(unknown)}. "
+                f"The test part is {self.folder / 'splits' / 'test.csv'}."
+            )
+        return {
+            f"{name} risk of the test part" if name in by_rank else "asked for": last.loc[by_rank.get(name, name)]
+            for name in self.config.EXPLAIN
+        }
+
+    def _truth(self) -> np.ndarray | None:
+        """Where the atrophy is, on the network's grid; None if that is not known."""
+        if self.simulated is None:
+            return None
+        labels = nib.load(self.simulated / "truth_regions.nii.gz")
+        grid = self.cache.grid
+        return np.isin(resample_from_to(labels, (grid.shape, grid.affine), order=0).dataobj, simulate.ATROPHY_LABELS)
+
+    def _digest_input(self) -> str:
+        """A hash of the tables and the volumes, wherever they lie."""
+        rows = [part.drop(columns="nifti_path") for part in self.parts.values()]
+        hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
+        return digest(*hashes, *(entry.name for entry in self.cache.entries))
+
+
+def closing_table(metrics: dict[str, Any]) -> str:
+    """The test part's figures of every model, a line each, as text."""
+    models = {NAMES[name]: metrics[name]["test"] for name in NAMES if name in metrics}
+    models |= {name.replace("_", " "): found["test"] for name, found in metrics.get("baselines", {}).items()}
+    if not models:
+        return "No stage has been evaluated."
+    first = next(iter(models.values()))
+    years = list(first["auc"])
+    rows = [["test part", "C-index", "95 % interval", *(f"AUC {float(year):g} y" for year in years), "IBS"]]
+    for name, found in models.items():
+        figures = [found["c_index"], *(found["auc"][year] for year in years), found["ibs"]]
+        told = [_told(figure["value"]) for figure in figures]
+        rows.append([name, told[0], _interval(found["c_index"]), *told[1:]])
+    for name, estimate in metrics.get("oracle", {}).items():
+        rows.append([f"oracle, {name.replace('_', ' ')}", _told(estimate["value"]), _interval(estimate)])
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{first['n']} test subjects, {first['events']} of them with an event."])
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    return "-" if estimate["low"] is None else f"{estimate['low']:.3f} to {estimate['high']:.3f}"
+
+
+def _in_words(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the pipeline.
+
+    Returns:
+        0 done; 2 the user can mend it; 1 the environment failed; 143 stopped, and the same command goes on.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        Pipeline(read_config(arguments)).run()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, MemoryError) as error:
+        print(f"Stopped: {error or 'out of memory'}. What is finished stays; mend this and run again.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
