@@ -334,7 +334,7 @@ def _calibration(part: _Part, year: float, resamples: np.ndarray) -> dict:
     note = f"{clipped} predicted risks held to within {EXTREME:g} of 0 or 1" if clipped else None
     inverse, outcome = (
         part.inverse_weights(year) if why is None else np.zeros(len(risk)),
-        part.event & (part.time <= year),
+        part.time <= year,
     )
 
     def line(slope: bool) -> Estimate:
