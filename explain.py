@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from evidence import correlation, localisation, share_outside, smooth
 from files import InputError
-from gradients import chunk_size, compiled
+from gradients import Gradients, chunk_size, compiled
 from model import STAGES
 
 Engine = Literal["expected_gradients", "shap"]
@@ -156,27 +156,16 @@ def expected_gradients(
     _check_volumes(model, volume, background)
     network = compiled(model)
     rounds = -(-steps // len(background))
-    row, position = _draw_points(len(background), rounds, seed)  # (K,), (K,)
-    sums = np.zeros((2, *volume.shape))  # of the even and of the odd backgrounds
-    size = chunk_size(volume)
-    for start in tqdm(range(0, len(row), size), desc="SHAP", unit="chunk", disable=not progress):
-        rows = row[start : start + size]
-        difference = volume - background[rows]  # (C, X, Y, Z, 1)
-        a = position[start : start + size, None, None, None, None]
-        gradient = network.gradient(background[rows] + a * difference).numpy()
-        for half in (0, 1):
-            of_half = rows % 2 == half
-            sums[half] += np.einsum("c...,c...->...", gradient[of_half], difference[of_half], dtype=np.float64)
-    counts = np.array([np.count_nonzero(row % 2 == half) for half in (0, 1)])
+    halves = _integrate(network, volume, background, rounds=rounds, seed=seed, progress=progress)
     brain = volume[..., 0] != 0
-    values = (sums.sum(axis=0) / len(row))[..., 0].astype(np.float32)
+    values = halves.sum(axis=0).astype(np.float32)
     return Attribution(
         map=values,
         value=float(network.predict(volume[None])[0]),
         expected=float(network.predict(background).mean()),
         outside_brain=share_outside(values, brain),
-        stability=correlation(*sums[..., 0][:, brain]) if counts.all() else None,
-        num_gradients=len(row),
+        stability=correlation(*halves[:, brain]),
+        num_gradients=rounds * len(background),
     )
 
 
@@ -202,6 +191,23 @@ def shap_gradients(
         stability=None,
         num_gradients=steps,
     )
+
+
+def _integrate(
+    network: Gradients, volume: np.ndarray, background: np.ndarray, *, rounds: int, seed: int, progress: bool = False
+) -> np.ndarray:
+    """(2, X, Y, Z) float64: what the even and the odd backgrounds contribute to the map."""
+    row, position = _draw_points(len(background), rounds, seed)  # (K,), (K,)
+    sums = np.zeros((2, *volume.shape))
+    size = chunk_size(volume)
+    for start in tqdm(range(0, len(row), size), desc="SHAP", unit="chunk", disable=not progress):
+        rows, a = row[start : start + size], position[start : start + size, None, None, None, None]
+        difference = volume - background[rows]  # (C, X, Y, Z, 1)
+        gradient = network.gradient(background[rows] + a * difference).numpy()
+        for half in (0, 1):
+            of_half = rows % 2 == half
+            sums[half] += np.einsum("c...,c...->...", gradient[of_half], difference[of_half], dtype=np.float64)
+    return sums[..., 0] / len(row)
 
 
 def _draw_points(num_background: int, rounds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -297,19 +303,27 @@ def randomisation(
         steps: gradients a map.
         seed: of the permutations.
     Returns:
-        A correlation of the signed maps inside the brain for each of RANDOMISED, top down; 0 where a map is constant.
+        A correlation of the signed maps inside the brain: `trained`, what the map's own noise leaves of 1, then each
+        of RANDOMISED, top down. 0 where a map is constant.
     Source: Adebayo et al. (2018), arXiv 1810.03292, cascading randomisation.
     """
+    _check_volumes(model, volume, background)
+    network, background = compiled(model), background[:steps]
+    rounds = -(-steps // len(background))
     rng = np.random.default_rng(seed)
     brain = volume[..., 0] != 0
+
+    def likeness() -> float:
+        values = _integrate(network, volume, background, rounds=rounds, seed=seed + 1).sum(axis=0)[brain]
+        constant = np.ptp(values) == 0 or np.ptp(reference[brain]) == 0
+        return 0.0 if constant else float(stats.spearmanr(values, reference[brain]).statistic)
+
+    curve = {"trained": likeness()}
     trained = model.get_weights()
-    curve = {}
     try:
         for name in RANDOMISED:
             _permute(model, name, rng)
-            values = expected_gradients(model, volume, background, steps=steps, seed=seed).map
-            both = values[brain], reference[brain]
-            curve[name] = float(stats.spearmanr(*both).statistic) if all(np.ptp(part) > 0 for part in both) else 0.0
+            curve[name] = likeness()
     finally:
         model.set_weights(trained)  # the network itself was permuted: a copy would be traced anew
     return curve
