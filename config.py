@@ -75,7 +75,7 @@ class Config(BaseSettings):
     """Preprocessed volumes, 2 bytes a voxel; unset: OUTPUT_DIR/cache. Runs may share one."""
     NUM_WORKERS: Annotated[int, Field(ge=-1)] = -1
     """Processes that preprocess; -1: one a core."""
-    AUGMENT_SHIFT: NotNegative = 0.0
+    AUGMENT_SHIFT: NotNegative = 0.5
     """Largest random shift of a training volume along each axis, voxels; 0: none."""
     AUGMENT_GAIN: Share = 0.1
     """Largest random change of a training volume's intensity, as a share; 0: none."""
@@ -192,7 +192,8 @@ class Config(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        **_: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Defaults and the command line alone: what the environment holds changes no run."""
         return (init_settings,)

@@ -100,4 +100,4 @@ def finite_or_none(value: float) -> float | None:
 def safe_name(name: str) -> str:
     """An id as the name of a file or folder: nothing that a path could mean, and different ids stay different."""
     plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII).lstrip(".")[:80]
-    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+    return plain if plain and plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"

@@ -27,7 +27,7 @@ ON_DISK = {
 OURS = (*ON_DISK, "nifti_path")
 PARTS = ("train", "val", "test")
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")
-MOST_NAMED = 50  # bad rows named in one message
+MOST_NAMED = 1000  # bad rows named in one message; the others are counted
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def refuse(what: str, problems: list[str], mend: str) -> None:
     """Raise one error that names every problem; nothing happens if there is none.
 
     Raises:
-        InputError: `what`, how many, each of them up to 50, and how to mend it.
+        InputError: `what`, how many, each of them up to 1,000, and how to mend it.
     """
     if problems:
         named = [f"  {problem}" for problem in problems[:MOST_NAMED]]
@@ -237,7 +237,7 @@ def _bad_cells(table: pd.DataFrame) -> list[str]:
 def _bad_visits(table: pd.DataFrame) -> list[str]:
     """Rows that contradict each other or time itself; each with its row."""
     outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
-    late = table["visit_time"] >= table["time"]
+    late = (table["visit_time"] >= table["time"]) & (table["time"] >= 0)
     problems = _rows(table, late, "a visit at or after the subject's `time`", shown="visit_time")
     problems += _rows(table, (outcomes > 1).any(axis=1), "one subject with two outcomes", shown="subject")
     twice = table.duplicated(["subject", "visit_time"], keep=False)
@@ -247,9 +247,7 @@ def _bad_visits(table: pd.DataFrame) -> list[str]:
     return problems
 
 
-def _rows(
-    table: pd.DataFrame, bad: Any, what: str, shown: str | None = None, verb: str = "received"
-) -> list[str]:
+def _rows(table: pd.DataFrame, bad: Any, what: str, shown: str | None = None, verb: str = "received") -> list[str]:
     received = table.loc[bad, shown].map(lambda value: f", {verb} {value!r}") if shown else [""] * int(bad.sum())
     return [f"row {row}: {what}{value}" for row, value in zip(table.index[bad], received, strict=True)]
 

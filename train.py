@@ -271,7 +271,7 @@ class Trainer:
         with tf.GradientTape() as tape:
             tape.watch(log_hazard)
             loss = self._loss(log_hazard, *outcome)
-        return loss, tape.gradient(loss, log_hazard)
+        return loss, tf.convert_to_tensor(tape.gradient(loss, log_hazard))
 
     def _loss(self, log_hazard, subject, visit_time, time, event):
         options = self.options

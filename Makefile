@@ -1,0 +1,34 @@
+# make run    the embedded cohort, from nothing        make lint   ruff and mypy
+# make test   the fast tests                           make bench  every benchmark, a JSON line each
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: .venv run test lint bench clean
+
+run: .venv
+	$(BIN)/python main.py
+
+test: .venv/developing
+	$(BIN)/pytest -n 2
+
+lint: .venv/developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+bench: .venv/developing
+	for name in benchmarks/*.py; do $(BIN)/python $$name || exit 1; done
+
+.venv: .venv/installed
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/developing: .venv/installed requirements-dev.txt
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,28 @@
+"""What several tests share: a seeded generator and a tiny simulated cohort."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+
+import simulate
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def anatomy():
+    return simulate.build_anatomy()
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory):
+    """The folder of a cohort of 12 subjects."""
+    folder = tmp_path_factory.mktemp("cohort") / "simulated"
+    simulate.write_cohort(folder, num_subjects=12, seed=0, jobs=1)
+    return folder

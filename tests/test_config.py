@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+
+from config import Config, read_config
+from files import InputError
+
+FROM_THE_ORIGINAL = (
+    "TRAIN_CSV VAL_CSV TEST_CSV MRI_FOLDER OUTPUT_DIR TARGET_SHAPE DROPOUT_RATE BATCH_SIZE LEARNING_RATE EPOCHS SEED "
+    "TEST_RATIO VAL_TRAIN_RATIO SHAP_BACKGROUND_SIZE SHAP_NSAMPLES GRAD_CAM_LAYER"
+).split()
+OURS = (
+    "COHORT_CSV LOSS WIDTH NORM RISK_SET VISIT_ORDER_WEIGHT POOL LINK NUM_SEEDS HORIZONS TIME_UNIT STAGES "
+    "SIM_SUBJECTS SIM_NUISANCE"
+).split()
+
+
+def test_every_promised_setting_is_there_and_described():
+    assert set(FROM_THE_ORIGINAL + OURS) <= set(Config.model_fields)
+    assert [name for name, field in Config.model_fields.items() if not field.description] == []
+    assert [name for name in Config.model_fields if not name.isupper()] == []
+
+
+def test_the_command_line_overrides_a_default():
+    config = read_config(["--EPOCHS", "3", "--TARGET_SHAPE=32,40,32", "--COHORT_CSV", "a b.csv", "--RESAMPLE", "on"])
+    assert (config.EPOCHS, config.TARGET_SHAPE, config.RESAMPLE) == (3, (32, 40, 32), True)
+    assert config.COHORT_CSV == Path("a b.csv")
+    assert read_config().EPOCHS == Config.model_fields["EPOCHS"].default
+
+
+def test_the_environment_is_not_read(monkeypatch):
+    monkeypatch.setenv("EPOCHS", "99")
+    assert read_config().EPOCHS != 99
+
+
+def test_every_wrong_setting_is_named_at_once():
+    with pytest.raises(InputError) as error:
+        read_config(["--EPOCHS", "0", "--WIDTH=x", "--HORIZONS", "3,2", "--LOSS", "mse", "--TARGET_SHAPE", "9,9,9"])
+    told = str(error.value)
+    for name in ("EPOCHS", "WIDTH", "HORIZONS", "LOSS", "TARGET_SHAPE.0"):
+        assert f"  {name}: expected" in told
+    assert "'cox' or 'rank'" in told and "Received: 'mse'" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--TRAIN_CSV", "a.csv"], "expected all three or none, received TRAIN_CSV"),
+        (["--COHORT_CSV=a", "--TRAIN_CSV=a", "--VAL_CSV=a", "--TEST_CSV=a"], "COHORT_CSV: expected unset"),
+        (["--BATCH_SIZE", "1"], "expected 2 or more with NORM=batch"),
+        (["--STAGES", "cnn,nothing"], "STAGES.1: expected 'cnn', 'features'"),
+        (["--HORIZONS", "[1"], "Wrong settings"),
+        (["--LEARNING_RATE", "nan"], "LEARNING_RATE: expected"),
+    ],
+)
+def test_a_wrong_setting_is_told(arguments, message):
+    with pytest.raises(InputError) as error:
+        read_config(arguments)
+    assert message in str(error.value)
+
+
+def test_an_unknown_setting_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_config(["--EPOCH", "3"])
+    assert stop.value.code == 2 and "--EPOCH" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_config(["--help"])
+    assert stop.value.code == 0
+    told = capsys.readouterr().out
+    assert [name for name in Config.model_fields if f"--{name}" not in told] == []

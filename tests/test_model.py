@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from model import STAGES, build_model, feature_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model((24, 16, 20), width=4, seed=1)
+
+
+def test_the_published_parameter_count():
+    """33,170,113 at width 64 with batch normalisation, less the output's bias."""
+    assert build_model((32, 32, 32), width=64).count_params() == 33_170_113 - 1
+
+
+def test_layers_have_the_same_names_however_often_it_is_built(model):
+    again = build_model((24, 16, 20), width=4)
+    assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
+    for name in ("stem", *STAGES, "stage1_block1_conv1", "stage4_block2_conv2", "features", "log_hazard"):
+        assert model.get_layer(name).name == name
+
+
+def test_shapes(model, rng):
+    volumes = rng.normal(size=(3, 24, 16, 20, 1)).astype(np.float32)
+    features, log_hazard = feature_model(model)(volumes)
+    assert features.shape == (3, 32) and log_hazard.shape == (3, 1)
+    assert model.get_layer("stage1").output.shape == (None, 6, 4, 5, 4)
+    assert model.get_layer("stage4").output.shape == (None, 1, 1, 1, 32)
+    np.testing.assert_allclose(model(volumes), features @ model.get_layer("log_hazard").get_weights()[0], atol=1e-6)
+
+
+def test_the_seed_is_the_weights():
+    weights = [build_model((16, 16, 16), width=4, seed=seed).get_weights() for seed in (1, 1, 2)]
+    assert all((a == b).all() for a, b in zip(weights[0], weights[1], strict=True))
+    assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_two_layers_of_one_shape_begin_differently(model):
+    one, other = (model.get_layer(f"stage1_block{block}_conv2").get_weights()[0] for block in (1, 2))
+    assert np.abs(one - other).max() > 0.01
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_volume_alone_gets_the_risk_it_gets_in_a_batch(norm, rng):
+    model = build_model((16, 16, 16), width=8, norm=norm)
+    volumes = rng.normal(size=(4, 16, 16, 16, 1)).astype(np.float32)
+    np.testing.assert_allclose(model(volumes)[:1], model(volumes[:1]), atol=1e-5)
+
+
+def test_what_is_wrong_is_told():
+    with pytest.raises(ValueError, match="'batch' or 'group'"):
+        build_model((16, 16, 16), norm="layer")
+    with pytest.raises(ValueError, match="at least 16 voxels"):
+        build_model((16, 8, 16))
