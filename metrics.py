@@ -332,10 +332,8 @@ def _calibration(part: _Part, year: float, resamples: np.ndarray) -> dict:
     held = np.clip(risk, EXTREME, 1 - EXTREME)
     clipped = int((held != risk).sum())
     note = f"{clipped} predicted risks held to within {EXTREME:g} of 0 or 1" if clipped else None
-    inverse, outcome = (
-        part.inverse_weights(year) if why is None else np.zeros(len(risk)),
-        part.time <= year,
-    )
+    inverse = np.zeros(len(risk)) if why else part.inverse_weights(year)
+    outcome = part.time <= year  # of those whose outcome is known; the others weigh nothing
 
     def line(slope: bool) -> Estimate:
         logit = np.log(held / (1 - held))
@@ -350,21 +348,31 @@ def _groups(part: _Part, year: float, risk: np.ndarray, resamples: np.ndarray) -
     num_groups = int(np.clip(len(risk) // LEAST_GROUP, 1, MOST_GROUPS))
     for members in np.array_split(np.argsort(risk, kind="stable"), num_groups):
         time, event = part.time[members], part.event[members]
+        observed = partial(_observed_risk, members=members, time=time, event=event, year=year)
         ended = year > time.max() and not event[time == time.max()].all()
         why = f"the group's follow-up ends at {time.max():.2f} years" if ended else None
-
-        def observed(weights, members=members, time=time, event=event):
-            drawn = weights[:, members]
-            curve = kaplan_meier(drawn, time, event, np.array([year]))[:, 0]
-            return np.where(drawn.any(axis=1), 1 - curve, np.nan)
-
         estimate = _estimate((None if ended else observed, why, None), resamples)
+        if estimate["value"] in (0, 1):
+            estimate |= _all_alike(bool(estimate["value"]), int(((time >= year) | event).sum()))
         yield {
             "n": len(members),
             "events": int(event.sum()),
             "predicted": float(risk[members].mean()),
             "observed": estimate,
         }
+
+
+def _observed_risk(weights, members, time, event, year) -> np.ndarray:
+    """(R,) 1 - Kaplan-Meier at `year` of the members, whose times and events are given."""
+    drawn = weights[:, members]
+    return np.where(drawn.any(axis=1), 1 - kaplan_meier(drawn, time, event, np.array([year]))[:, 0], np.nan)
+
+
+def _all_alike(everyone: bool, known: int) -> Estimate:
+    """Exact binomial limits for a group in which nobody or everyone had the event; all its resamples are alike."""
+    unseen = 1 - INTERVAL[0] ** (1 / known)
+    note = f"{'everyone' if everyone else 'nobody'} of {known} with a known outcome had the event: exact limits"
+    return {"low": 1 - unseen if everyone else 0.0, "high": 1.0 if everyone else unseen, "note": note}
 
 
 # ---- Bootstrap -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lifelines.statistics import logrank_test
+from scipy.stats import binomtest
 from sksurv.metrics import (
     brier_score,
     concordance_index_censored,
@@ -152,6 +153,17 @@ def test_calibration_groups_are_deciles_with_kaplan_meier():
     assert sum(group["events"] for group in groups) == event.sum()
     assert groups[0]["observed"]["value"] < groups[-1]["observed"]["value"]
     assert all(group["observed"]["low"] <= group["observed"]["value"] <= group["observed"]["high"] for group in groups)
+
+
+def test_a_group_without_events_has_exact_limits():
+    time = np.concatenate([np.full(9, 6.0), [2.0], np.full(10, 1.0)])
+    found = planted(np.repeat([-2.0, 2.0], 10), time, np.repeat([False, True], 10))
+    nobody, everyone = (group["observed"] for group in found["calibration"]["3.0"]["groups"])
+    limit = binomtest(0, 9).proportion_ci().high  # the tenth was censored before
+    assert (nobody["value"], nobody["low"], nobody["high"]) == (0, 0, pytest.approx(limit))
+    limit = binomtest(10, 10).proportion_ci().low
+    assert (everyone["value"], everyone["low"], everyone["high"]) == (1, pytest.approx(limit), 1)
+    assert "nobody of 9" in nobody["note"] and "everyone of 10" in everyone["note"]
 
 
 def test_predictions_of_certainty_are_held_and_counted():
