@@ -5,6 +5,7 @@ symmetric about zero, which is transparent, and end at the 99.5th percentile of 
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from nibabel.processing import resample_from_to
+from nibabel.processing import resample_from_to, resample_to_output
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -33,7 +34,15 @@ ENDS = {"axial": ("L", "R"), "coronal": ("L", "R"), "sagittal": ("P", "A")}  # a
 MM_A_PIXEL = 1.0
 NUM_COLUMNS, NUM_FRAMES = 7, 36
 FRAME_MS = 100
+VIEWER_MM = 2.0  # a voxel of the interactive page
+GAP = 10  # pixels between the planes of a GIF
+CLEAR = 0.1  # share of the limit below which a colour is transparent
+OPAQUE = 0.75  # at most, so that the anatomy shows through
 OUTLINE = np.array([235, 235, 235], np.uint8)
+LEGEND = (
+    "Red raises the log-hazard, blue lowers it; colours end at the 99.5th percentile of |map| in the brain, "
+    "clear below a tenth of it. Left is the subject's left."
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class Scene:
     brain: np.ndarray  # (X, Y, Z) bool
     values: np.ndarray  # (X, Y, Z) float32 signed
     limit: float  # |value| at which the colours end
+    unit: str  # of the values
     affine: np.ndarray  # (4, 4) voxel -> RAS mm
 
     @property
@@ -99,13 +109,14 @@ def save_explanation(
     maps["shap"] = smooth(maps["shap"], np.linalg.norm(affine[:3, :3], axis=0))
     origin["shap"] += f", smoothed {SMOOTHING_MM:g} mm"
     for name, values in maps.items():
-        scene = make_scene(explanation["volume"], values, affine)
+        unit = f"log-hazard per {'voxel' if name == 'shap' else 'cell'}"
+        scene = make_scene(explanation["volume"], values, affine, unit=unit)
         heading = f"{title} · {origin[name]}"
         written.append(write_mosaic(folder / f"{name}.png", scene, heading))
         if name in ("shap", "gradcam"):
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
-            written.append(write_viewer(folder / f"{name}.html", scene, heading))
+            written.append(write_viewer(folder / f"{name}.html", scene, title))
     write_json(folder / "metrics.json", explanation["metrics"])
     return [*written, folder / "metrics.json"]
 
@@ -129,19 +140,18 @@ def write_nifti(
     """
     image = nib.Nifti1Image(np.asarray(values, np.float32), affine)
     image = resample_from_to(image, (tuple(shape), affine_native), order=1, mode="nearest")
-    image.header["descrip"] = b"log-hazard per voxel of the network's grid"
     with written_whole(path) as part:
         nib.save(image, part)
     return Path(path)
 
 
-def make_scene(volume: np.ndarray, values: np.ndarray, affine: np.ndarray) -> Scene:
+def make_scene(volume: np.ndarray, values: np.ndarray, affine: np.ndarray, *, unit: str) -> Scene:
     """Lay a map (X, Y, Z) over the volume (X, Y, Z) that it explains, 0 outside the brain."""
     brain = volume != 0
-    low, high = np.percentile(volume[brain], [0.5, 99.5])
+    low, high = np.percentile(volume[brain], [1, 99.9])
     grey = np.where(brain, np.clip((volume - low) / max(high - low, np.finfo(float).tiny), 0, 1), 0)
     limit = float(np.percentile(np.abs(values[brain]), PERCENTILE))
-    return Scene(grey.astype(np.float32), brain, np.asarray(values, np.float32), limit, np.asarray(affine, float))
+    return Scene(grey.astype(np.float32), brain, np.asarray(values, np.float32), limit, unit, np.asarray(affine, float))
 
 
 def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
@@ -156,11 +166,11 @@ def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
         return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
     strength = np.clip(enlarged(scene.values) / scene.limit, -1, 1) if scene.limit > 0 else np.zeros(size[::-1])
-    opacity = np.clip(np.abs(strength) * 2.5 - 0.25, 0, 0.9)[..., None]  # zero, and 10 % about it, is clear
+    opacity = np.clip((np.abs(strength) - CLEAR) * 2.5, 0, OPAQUE)[..., None]
     colour = COLOURS((strength + 1) / 2)[..., :3]
     grey = np.clip(enlarged(scene.grey), 0, 1)[..., None]
     picture = np.rint(255 * (grey * (1 - opacity) + colour * opacity)).astype(np.uint8)
-    inside = enlarged(scene.brain) > 0.5
+    inside = enlarged(ndimage.gaussian_filter(scene.brain.astype(np.float32), 0.6)) > 0.5  # no steps of a voxel
     picture[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
     return picture
 
@@ -168,7 +178,7 @@ def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
 def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
     """Write slices of the three planes as PNG, one of each through the map's strongest voxel."""
     figure = Figure(figsize=(13, 6.4), facecolor="black")
-    grid = figure.add_gridspec(3, NUM_COLUMNS, left=0.01, right=0.92, top=0.9, bottom=0.05, wspace=0.04, hspace=0.12)
+    grid = figure.add_gridspec(3, NUM_COLUMNS, left=0.01, right=0.92, top=0.9, bottom=0.07, wspace=0.04, hspace=0.12)
     for row, plane in enumerate(PLANES):
         for column, index in enumerate(_chosen_slices(scene, plane)):
             axes = figure.add_subplot(grid[row, column])
@@ -178,6 +188,7 @@ def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
                 axes.text(x, 0.98, label, transform=axes.transAxes, color="white", ha="center", va="top", fontsize=9)
             axes.set_title(_place(scene, plane, index), color="white", fontsize=8, y=-0.12)
     figure.text(0.01, 0.95, title, color="white", fontsize=12)
+    figure.text(0.01, 0.01, LEGEND, color="0.75", fontsize=9)
     _add_colour_bar(figure, scene)
     with written_whole(path) as part:
         figure.savefig(part, dpi=110, facecolor="black")
@@ -189,6 +200,7 @@ def _add_colour_bar(figure: Figure, scene: Scene) -> None:
     axes.imshow(np.linspace(-1, 1, 256)[:, None], aspect="auto", origin="lower", cmap=COLOURS, extent=(0, 1, -1, 1))
     axes.set_xticks([])
     axes.yaxis.tick_right()
+    axes.set_title(scene.unit.replace(" per", "\nper"), color="white", fontsize=9, pad=10)
     axes.set_yticks([-1, 0, 1], [f"{sign * scene.limit:.2g}" for sign in (-1, 0, 1)], color="white", fontsize=9)
 
 
@@ -211,7 +223,7 @@ def _place(scene: Scene, plane: str, index: int) -> str:
 def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
     """Write a GIF that moves through the brain in the three planes at once."""
     frames = [_draw_frame(scene, share, title) for share in np.linspace(0, 1, NUM_FRAMES)]
-    palette = frames[NUM_FRAMES // 2].quantize(128, method=Image.Quantize.MEDIANCUT)
+    palette = _palette()
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     with written_whole(path) as part:
         frames[0].save(part, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=False)
@@ -224,23 +236,35 @@ def _draw_frame(scene: Scene, share: float, title: str) -> Image.Image:
         first, last = scene.slices(plane)
         index = round(first + share * (last - first))
         panels.append((plane, index, draw_slice(scene, plane, index)))
-    width = sum(panel.shape[1] for _, _, panel in panels) + 90
+    width = sum(panel.shape[1] + GAP for _, _, panel in panels) + 85
     height = max(panel.shape[0] for _, _, panel in panels)
-    frame = Image.new("RGB", (width, height + 44))
+    frame = Image.new("RGB", (width, height + 60))
     pen, left = ImageDraw.Draw(frame), 0
     pen.text((4, 4), title, fill="white", font=_font(11))
+    pen.text((4, height + 44), f"{scene.unit}: red raises it, blue lowers it", fill=(190, 190, 190), font=_font(10))
     for plane, index, panel in panels:
         frame.paste(Image.fromarray(panel), (left, 24))
         right = left + panel.shape[1]
         for x, label, anchor in zip((left + 4, right - 4), ENDS[plane], ("la", "ra"), strict=True):
             pen.text((x, 26), label, fill="white", font=_font(13), anchor=anchor)
         pen.text(((left + right) // 2, 24 + height), _place(scene, plane, index), "white", _font(11), anchor="ma")
-        left = right
+        left = right + GAP
     bar = COLOURS(np.linspace(1, 0, height - 60))[:, None, :3].repeat(12, axis=1)
     frame.paste(Image.fromarray(np.rint(255 * bar).astype(np.uint8)), (left + 16, 54))
     for y, sign in ((54, 1), (24 + height // 2, 0), (height - 6, -1)):
         pen.text((left + 32, y), f"{sign * scene.limit:.2g}", fill="white", font=_font(11), anchor="lm")
     return frame
+
+
+def _palette() -> Image.Image:
+    """256 colours for every frame: 64 greys, and 32 of the map's in two strengths over three greys."""
+    greys = np.linspace(0, 1, 64)[:, None].repeat(3, axis=1)
+    colours = COLOURS(np.linspace(0, 1, 32))[:, None, :3]  # (32, 1, 3)
+    under, opacity = (part.reshape(1, -1, 1) for part in np.meshgrid([0.2, 0.5, 0.8], [0.4, OPAQUE]))
+    mixed = (colours * opacity + under * (1 - opacity)).reshape(-1, 3)  # (192, 3)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.rint(255 * np.concatenate([greys, mixed])).astype(np.uint8).tobytes())
+    return palette
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
@@ -251,8 +275,11 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
     """Write an interactive page that needs no network: nilearn's viewer without its link to a remote icon."""
     from nilearn.plotting import view_img  # slow to import
 
-    values, grey = (nib.Nifti1Image(part, scene.affine) for part in (scene.values, scene.grey))
-    view = view_img(values, bg_img=grey, vmax=scene.limit, threshold=0.1 * scene.limit, cmap=COLOURS, title=title)
+    images = [nib.Nifti1Image(part, scene.affine) for part in (scene.values, scene.grey)]
+    values, grey = (resample_to_output(image, (VIEWER_MM,) * 3, order=1) for image in images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning: 'partition' will ignore the 'mask'", UserWarning)  # nilearn's own
+        view = view_img(values, bg_img=grey, vmax=scene.limit, threshold=CLEAR * scene.limit, cmap=COLOURS, title=title)
     page = re.sub(r"<link[^>]*icon[^>]*>", "", view.get_standalone())
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
