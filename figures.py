@@ -44,7 +44,7 @@ STYLED = matplotlib.rc_context(
         "svg.fonttype": "path",
     }
 )
-AHEAD = "years after the last visit"
+AHEAD = "years after the prediction"
 LOSSES = {"cox": "Cox loss (nats per event)", "rank": "ranking loss (nats per pair)"}
 
 

@@ -1,0 +1,98 @@
+"""What a run's folder holds, in memory: what `report.py` makes its page from."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from files import read_json
+
+PARTS = ("train", "val", "test")
+PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
+LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")
+UNREAD = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # all unset: the simulated cohort
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds; None or empty where a stage has not been done."""
+
+    folder: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    splits: dict[str, pd.DataFrame]  # by part: subject, scan, visit_time, time (years), event
+    predicted: pd.DataFrame | None  # of stage 2: subject, split, landmark, time, event, log_hazard, ...
+    cnn: pd.DataFrame | None  # histories
+    tlstm: pd.DataFrame | None
+    explained: list[Path]  # folders of explained scans
+    warnings: list[tuple[str, int]]  # of the log, with how often
+
+    @classmethod
+    def read(cls, folder: Path) -> "Run":
+        """Read all of it."""
+        config = read_json(folder / "config.json")
+        unit = PER_YEAR[config.get("settings", {}).get("TIME_UNIT", "years")]
+        splits = {part: _table(folder / "splits" / f"{part}.csv", unit) for part in PARTS}
+        explained = sorted(path.parent for path in folder.glob("explain/*/metrics.json"))
+        return cls(
+            folder=folder,
+            config=config,
+            metrics=read_json(folder / "metrics.json"),
+            splits={part: table for part, table in splits.items() if table is not None},
+            predicted=_table(folder / "tlstm" / "predictions.csv"),
+            cnn=_table(folder / "cnn" / "history.csv"),
+            tlstm=_table(folder / "tlstm" / "history.csv"),
+            explained=explained,
+            warnings=_warnings(folder / "run.log"),
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The run's settings."""
+        return self.config.get("settings", {})
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """Stage 2's figures of the test part."""
+        return self.metrics.get("tlstm", {}).get("test")
+
+    def predictions(self, part: str) -> pd.DataFrame:
+        """Stage 2's predictions of a part."""
+        assert self.predicted is not None
+        return self.predicted[self.predicted["split"] == part]
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no table was given."""
+        return bool(self.settings) and not any(self.settings.get(name) for name in UNREAD)
+
+    def visits(self, part: str) -> dict[str, list[float]]:
+        """Of each subject of a part, the visits in years from baseline."""
+        if part not in self.splits:
+            return {}
+        by_subject = self.splits[part].groupby("subject")["visit_time"]
+        return {str(subject): times.tolist() for subject, times in by_subject}
+
+
+def _table(path: Path, unit: float = 1.0) -> pd.DataFrame | None:
+    """A CSV in memory's column names and years; None if there is none."""
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, converters={"subjectid": str, "imageid": str})  # an id `NA` is an id
+    table = table.rename(columns={"subjectid": "subject", "imageid": "scan", "convert_status": "event"})
+    if "event" in table:
+        table["event"] = table["event"].astype(bool)
+    for name in table.columns.intersection(["visit_time", "time"]):
+        table[name] = table[name] / unit
+    return table
+
+
+def _warnings(path: Path) -> list[tuple[str, int]]:
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        found = Counter(match[1] for match in map(LOGGED.match, lines) if match)
+    return found.most_common()
