@@ -93,7 +93,7 @@ class Config(BaseSettings):
     """Cox partial likelihood, or pairwise ranking."""
     TIES: Literal["efron", "breslow"] = "efron"
     """How the Cox loss treats tied event times."""
-    VISIT_ORDER_WEIGHT: NotNegative = 1.0
+    VISIT_ORDER_WEIGHT: NotNegative = 4.0
     """Weight of the loss by which a subject's later scan should not look healthier than an earlier one; 0: off."""
     BATCH_SIZE: Count = 24
     """Volumes in memory at a time; batch normalisation takes its statistics of so many, and needs 2."""
@@ -157,13 +157,17 @@ class Config(BaseSettings):
     NUM_RESAMPLES: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the subjects, for the 95 % intervals."""
     EXPLAIN: tuple[str, ...] = ("highest", "median", "lowest")
-    """Whom of the test part to explain: highest, median, lowest risk, or subject ids."""
+    """Whom of the test part to explain, by the last scan: highest, median, lowest risk, or subject ids."""
+    SAMPLE_INDEX: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Scans to explain besides: rows of splits/test.csv, counted from 0."""
+    SHAP_ENGINE: Literal["expected_gradients", "shap"] = "expected_gradients"
+    """Our expected gradients, or the GradientExplainer of the package shap, for parity."""
     SHAP_BACKGROUND_SIZE: Count = 16
     """Training scans against which SHAP explains (paper: 10)."""
     SHAP_NSAMPLES: Count = 64
     """Gradients per explained scan; more is more exact."""
-    GRAD_CAM_LAYER: str = "stage4"
-    """The stage that Grad-CAM looks at: stage1 ... stage4."""
+    GRAD_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage4"
+    """The stage that Grad-CAM looks at; a later one knows more and sees more coarsely (paper: the last)."""
 
     @field_validator("HORIZONS")
     @classmethod

@@ -1,5 +1,6 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
+import json
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.processing import resample_from_to
+from tqdm import tqdm
 
 import baselines
 import simulate
@@ -30,6 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no
 # TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second.
 
 STOPPED = 143  # stopped by a signal; the same command goes on
+BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
 NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ class Pipeline:
         """
         open_folder(self.folder)
         self.parts, self.cache = self._read_input()
+        self._check_choices()
         log_to(self.folder / "run.log")
         self.record = Record(self.config, self._digest_input())
         self._write_splits()
@@ -98,32 +102,37 @@ class Pipeline:
             raise SystemExit(code if code > 0 else STOPPED)
 
     def explain(self) -> None:
-        """SHAP and Grad-CAM of the chosen test subjects' last scans."""
-        import pictures
-
+        """SHAP and Grad-CAM of the chosen test scans."""
         import explain
+        import pictures
 
         config, model, pool = self.config, self._trained_model(), self._entries("train")
         rng = np.random.default_rng(config.SEED)
         chosen = np.sort(rng.choice(len(pool), size=min(config.SHAP_BACKGROUND_SIZE, len(pool)), replace=False))
         background = load_volumes([pool[row] for row in chosen])
-        for why, row in self._explained().items():
+        if len(chosen) < config.SHAP_BACKGROUND_SIZE:
+            logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans", len(chosen))
+        for row, why in tqdm(self._explained(), desc="explaining", unit="scan"):
+            scan = self.parts["test"].iloc[row]
             found = explain.explain_scan(
                 model,
-                load_volume(row["entry"]),
+                load_volume(self._entries("test")[row]),
                 background,
+                engine=config.SHAP_ENGINE,
                 steps=config.SHAP_NSAMPLES,
                 seed=config.SEED,
                 layer=config.GRAD_CAM_LAYER,
                 voxel_mm=self.cache.grid.voxel_mm,
                 truth=self._truth(),
             )
+            image: Any = nib.load(scan["nifti_path"])
             pictures.save_explanation(
-                self.folder / "explain" / safe_name(row["scan"]),
-                found,
-                grid_affine=self.cache.grid.affine,
-                scan=row["nifti_path"],
-                title=f"{row['subject']}, {why}",
+                self.folder / "explain" / safe_name(scan["scan"]),
+                dict(found),
+                affine=self.cache.grid.affine,
+                shape_native=image.shape,
+                affine_native=image.affine,
+                title=f"{scan['scan']}, {why}",
             )
 
     def report(self) -> None:
@@ -243,25 +252,34 @@ class Pipeline:
             seed=self.config.SEED,
         )
 
-    def _explained(self) -> dict[str, pd.Series]:
-        """The last scans to explain, by why: the highest, median and lowest risk of the test part, or by id."""
-        last = tables.last_visits(self.parts["test"].assign(entry=self._entries("test"))).set_index(
-            "subject", drop=False
-        )
-        predicted = pd.read_csv(self.folder / "tlstm" / "predictions.csv", dtype={"subjectid": str})
-        risk = predicted[predicted["split"] == "test"].set_index("subjectid")["log_hazard"].reindex(last.index)
-        order = risk.sort_values(kind="stable").index
-        by_rank = {"lowest": order[0], "median": order[len(order) // 2], "highest": order[-1]}
-        unknown = [name for name in self.config.EXPLAIN if name not in by_rank and name not in last.index]
-        if unknown:
-            raise InputError(
-                f"EXPLAIN: expected {', '.join(by_rank)} or ids of test subjects, received {', '.join(unknown)}. "
-                f"The test part is {self.folder / 'splits' / 'test.csv'}."
-            )
-        return {
-            f"{name} risk of the test part" if name in by_rank else "asked for": last.loc[by_rank.get(name, name)]
+    def _check_choices(self) -> None:
+        """Whom EXPLAIN and SAMPLE_INDEX name must be in the test part: told before hours of training."""
+        test = self.parts["test"]
+        problems = [
+            f"EXPLAIN: expected {', '.join(BY_RANK)} or the id of a test subject, received {name!r}"
             for name in self.config.EXPLAIN
-        }
+            if name not in BY_RANK and name not in set(test["subject"])
+        ]
+        problems += [
+            f"SAMPLE_INDEX: expected 0 to {len(test) - 1}, received {row}"
+            for row in self.config.SAMPLE_INDEX
+            if row >= len(test)
+        ]
+        tables.refuse("Scans to explain are not in the test part", problems, "Name others, or change the split.")
+
+    def _explained(self) -> list[tuple[int, str]]:
+        """Rows of the test part to explain, and why."""
+        last = self.parts["test"].groupby("subject").tail(1)["subject"]  # row -> subject
+        row_of = dict(zip(last, last.index.tolist(), strict=True))
+        predicted = pd.read_csv(self.folder / "tlstm" / "predictions.csv", dtype={"subjectid": str})
+        predicted = predicted[predicted["split"] == "test"].sort_values("log_hazard", kind="stable")
+        for name, place in BY_RANK.items():
+            row_of[name] = row_of[predicted["subjectid"].iloc[int(place * (len(predicted) - 1))]]
+        by_subject = [
+            (row_of[name], f"{name} risk of the test part" if name in BY_RANK else "asked for")
+            for name in self.config.EXPLAIN
+        ]
+        return by_subject + [(row, "asked for") for row in self.config.SAMPLE_INDEX]
 
     def _truth(self) -> np.ndarray | None:
         """Where the atrophy is, on the network's grid; None if that is not known."""
@@ -308,7 +326,7 @@ def _interval(estimate: dict[str, Any]) -> str:
 
 def _in_words(value: Any) -> str:
     """A setting's value as the command line takes it."""
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def main(arguments: list[str]) -> int:

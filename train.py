@@ -36,7 +36,7 @@ class Options:
 
     loss: Literal["cox", "rank"] = "cox"
     ties: Literal["efron", "breslow"] = "efron"
-    visit_order_weight: float = 1.0
+    visit_order_weight: float = 4.0
     batch_size: int = 24
     risk_set: int = 8
     learning_rate: float = 1.5e-3
@@ -46,8 +46,8 @@ class Options:
     ema: float = 0.0
     epochs: int = 8
     patience: int = 8
-    augment_shift: float = 0.0
-    augment_gain: float = 0.0
+    augment_shift: float = 0.5
+    augment_gain: float = 0.1
     augment_flip: bool = False
     seed: int = 0
 
