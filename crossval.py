@@ -6,18 +6,21 @@ No PyTorch: the T-LSTM comes as a function. Times in years.
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 import metrics
+from files import written_whole
 from linear import fit_link, inner_folds, landmark_sets, ridge_cox, split_rows, stratified_folds
 from predictions import Predictor, curves
 from sequences import Histories, Inputs
 
 FIGURES = ("c_index", "auc", "ibs")
 OURS = "tlstm"
+COLOURS = ("#0072b2", "#e69f00", "#d55e00")
 POINTS = 20  # of a survival curve within a window
 
 logger = logging.getLogger(__name__)
@@ -129,11 +132,9 @@ def linear_arm(
 
         def trained(landmarks: tuple[float, ...]) -> Predictor:
             data = Histories.of(table, prepare, landmarks)
-            inputs = data.inputs[data.rows]
-            inputs[:, prepare.num_state :] = 0.0  # the change is the T-LSTM's
             splits = split_rows(data.landmarks, validation)
-            penalty = min(penalties, key=lambda penalty: fit_link(inputs, splits, penalty)[0])
-            link = ridge_cox(inputs, landmark_sets(data.landmarks), penalty)[None]
+            penalty = min(penalties, key=lambda penalty: fit_link(data.last_values, splits, penalty)[0])
+            link = ridge_cox(data.last_values, landmark_sets(data.landmarks), penalty)[None]
             return Predictor(prepare, landmarks, link).calibrated(table, np.zeros_like(validation))
 
         models: dict[float, Predictor] = {}
@@ -200,3 +201,31 @@ def as_text(summary: Mapping[str, Mapping]) -> str:
 
 def _plain(estimate: Mapping[str, float], spread: str, sign: str = "") -> str:
     return f"{estimate['value']:{sign}6.3f} ({estimate[spread]:.3f})"
+
+
+def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
+    """Thirds of predicted risk at each landmark: what was predicted, and what then happened (Kaplan-Meier).
+
+    Args:
+        predicted: our model's predictions for the held-out subjects.
+        path: PNG.
+    """
+    from lifelines import KaplanMeierFitter
+    from matplotlib.figure import Figure
+
+    landmarks = sorted(predicted["landmark"].unique())
+    figure = Figure(figsize=(4.2 * len(landmarks), 3.6), layout="constrained")
+    for axes, landmark in zip(figure.subplots(1, len(landmarks), squeeze=False)[0], landmarks, strict=True):
+        here = predicted[predicted["landmark"] == landmark].dropna(axis=1, how="all")
+        years, survival = curves(here)
+        third = pd.qcut(here["log_hazard"].rank(method="first"), 3, labels=False).to_numpy()
+        for number, (name, colour) in enumerate(zip(("low", "middle", "high"), COLOURS, strict=True)):
+            group = here[third == number]
+            seen = KaplanMeierFitter().fit(group["time"], group["event"]).survival_function_at_times(years)
+            axes.step(years, seen, where="post", color=colour, label=f"{name} risk, seen")
+            axes.plot(years, survival[third == number].mean(axis=0), "--", color=colour, label="predicted")
+        axes.set(title=f"from year {landmark:g}", xlabel="years from the landmark", ylim=(0, 1.02))
+    axes.legend(fontsize=7)
+    figure.axes[0].set_ylabel("event-free")
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=150)

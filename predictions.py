@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -119,6 +119,35 @@ class Predictor:
             baselines.append(metrics.breslow(log_hazard[here], rows.time[here], rows.event[here]))
         return dataclasses.replace(self, slope=slope, baselines=tuple(baselines))
 
+    def described(self) -> dict[str, Any]:
+        """All but the network, for JSON."""
+        kept = ("prepare", "grid", "link", "slope", "baselines")
+        described = {name: getattr(self, name) for name in kept}
+        described["prepare"] = dataclasses.asdict(self.prepare)
+        return described | {"baselines": [dataclasses.asdict(baseline) for baseline in self.baselines]}
+
+    @classmethod
+    def restored(cls, kept: Mapping[str, Any], *, num_seeds: int) -> "Predictor":
+        """From `described`, by way of JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: not what `described` gave, parts that don't fit, numbers not finite.
+        """
+        prepare = Inputs.restored(kept["prepare"])
+        grid, link = tuple(float(year) for year in kept["grid"]), np.asarray(kept["link"], float)
+        fields = [field.name for field in dataclasses.fields(metrics.Baseline)]
+        baselines = tuple(
+            metrics.Baseline(*(np.asarray(part[name], float) for name in fields)) for part in kept["baselines"]
+        )
+        received = (link.shape, len(baselines))
+        expected = ((num_seeds, prepare.num_inputs), max(len(grid), 1))
+        if received != expected:
+            raise ValueError(f"link and baselines: expected {expected}, received {received}")
+        numbers = [link, *(getattr(part, name) for part in baselines for name in fields), kept["slope"]]
+        if not all(np.isfinite(part).all() for part in numbers):
+            raise ValueError("link, slope and baselines: expected finite numbers")
+        return cls(prepare, grid, link, slope=float(kept["slope"]), baselines=baselines)
+
 
 def _slope(seeds: np.ndarray, held: np.ndarray, rows: Landmarks, ties: Ties) -> float:
     """Slope of a Cox model on the mean log-hazard of the seeds that were not trained on a row."""
@@ -157,15 +186,15 @@ def curves(predicted: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def evaluate_parts(
     parts: Mapping[str, pd.DataFrame], *, horizons: Sequence[float], num_resamples: int, seed: int
 ) -> dict[str, dict]:
-    """The figures of DESIGN.md's `M` for each part; one prediction a subject.
+    """`metrics.evaluate` of each part, with the training part as reference.
 
     Args:
-        parts: `train` and others, as `Predictor.predict` returns them.
+        parts: `train` and others, as `Predictor.predict` returns them for last visits or for one landmark.
         horizons: years.
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
     Returns:
-        `metrics.evaluate` of each part, with the training part as reference.
+        `{part: M}` as DESIGN.md calls it.
     """
     train = parts["train"]
     reference = metrics.Reference(
@@ -188,10 +217,9 @@ def evaluate_parts(
     return found
 
 
-def write_predictions(parts: Mapping[str, pd.DataFrame], path: str | Path) -> None:
-    """Write all parts in one CSV, in the user's column names; times in years."""
-    table = pd.concat([part.assign(split=name) for name, part in parts.items()], ignore_index=True)
+def write_predictions(predicted: pd.DataFrame, path: str | Path) -> None:
+    """Write `Predictor.predict`'s table with its column `split`, in the user's column names; times in years."""
     first = ["subject", "split", "landmark", "time", "event", "log_hazard"]
-    table = table[first + [name for name in table.columns if name not in first]]
+    table = predicted[first + [name for name in predicted.columns if name not in first]]
     with written_whole(path) as part:
         table.astype({"event": int}).rename(columns=ON_DISK).to_csv(part, index=False)

@@ -5,17 +5,23 @@ that is estimated (medians, means, scales, principal components) comes from the 
 """
 
 import dataclasses
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from tables import feature_columns
+from files import InputError
+from tables import feature_columns, refuse
 
 IMAGE_FEATURE = re.compile(r"feature_\d+")  # stage 1's; principal components stand for them
+EVEN_ENDS = 1.0  # years between the last visits of subjects who were followed alike
 SCALES = ("values", "state", "change")
+LONG_TAIL = 1.0  # skewness from which a positive column is replaced by its logarithm
 LEAST_SPREAD = 1e-9  # a column whose standard deviation is below it says nothing
+
+logger = logging.getLogger(__name__)
 
 
 # ---- Inputs: columns of numbers, one row a visit -------------------------------------------------
@@ -47,6 +53,7 @@ class Inputs:
 
     columns: tuple[str, ...]
     missing: tuple[str, ...]  # columns with missing values in training: each has an indicator
+    logged: tuple[str, ...]  # positive columns with a long right tail: their logarithm is taken
     median: np.ndarray  # (F,)
     values: Scale  # of the columns
     components: np.ndarray  # (K, image features); its rows are scaled to unit variance of the scores
@@ -66,11 +73,12 @@ class Inputs:
         """
         columns = tuple(columns)
         missing = tuple(name for name in columns if table[name].isna().any())
-        median = table[list(columns)].median().fillna(0.0).to_numpy(float)
-        carried = _carried(table, columns, median)
+        logged = tuple(name for name in columns if _has_long_tail(table[name]))
+        median = _logs(table, columns, logged).median().fillna(0.0).to_numpy(float)
+        carried = _carried(_logs(table, columns, logged), table["subject"], median)
         values = Scale.fit(carried)
         components = _principal(values(carried)[:, _image(columns)], num_components)
-        draft = cls(columns, missing, median, values, components, _unscaled(), _unscaled())
+        draft = cls(columns, missing, logged, median, values, components, _unscaled(), _unscaled())
         state, change = draft._blocks(table)
         later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
         return dataclasses.replace(draft, state=Scale.fit(state), change=_spread_only(change[later]))
@@ -100,7 +108,8 @@ class Inputs:
         median = np.asarray(kept["median"], float)
         components = np.asarray(kept["components"], float).reshape(-1, int(_image(kept["columns"]).sum()))
         scales = [Scale(*(np.asarray(kept[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
-        restored = cls(tuple(kept["columns"]), tuple(kept["missing"]), median, scales[0], components, *scales[1:])
+        columns, missing, logged = (tuple(kept[name]) for name in ("columns", "missing", "logged"))
+        restored = cls(columns, missing, logged, median, scales[0], components, *scales[1:])
         num_values = len(median) - components.shape[1] + components.shape[0]
         sizes = (len(median), num_values + len(restored.missing) + 2, num_values)
         for scale, size in zip(scales, sizes, strict=True):
@@ -114,7 +123,8 @@ class Inputs:
         return restored
 
     def _blocks(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        scaled = self.values(_carried(table, self.columns, self.median))  # (M, F)
+        seen = _carried(_logs(table, self.columns, self.logged), table["subject"], self.median)
+        scaled = self.values(seen)  # (M, F)
         is_image = _image(self.columns)
         values = np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
@@ -133,9 +143,24 @@ def years_since_last(table: pd.DataFrame) -> np.ndarray:
     return table.groupby("subject", sort=False)["visit_time"].diff().fillna(0.0).to_numpy(float)
 
 
-def _carried(table: pd.DataFrame, columns: Sequence[str], median: np.ndarray) -> np.ndarray:
+def _has_long_tail(values: pd.Series) -> bool:
+    """Whether a logarithm makes a column more symmetric, as for most laboratory values; never stage 1's."""
+    if IMAGE_FEATURE.fullmatch(str(values.name)) or not values.min() > 0:
+        return False
+    skewness, of_logs = (float(column.skew()) for column in (values, np.log(values)))  # type: ignore[arg-type]
+    return skewness > LONG_TAIL and abs(of_logs) < skewness
+
+
+def _logs(table: pd.DataFrame, columns: Sequence[str], logged: Sequence[str]) -> pd.DataFrame:
+    """The columns, those of `logged` as logarithms; what is not positive there counts as missing."""
+    values = table[list(columns)].astype(float)
+    values[list(logged)] = np.log(values[list(logged)].where(values[list(logged)] > 0))
+    return values
+
+
+def _carried(values: pd.DataFrame, subject: pd.Series, median: np.ndarray) -> np.ndarray:
     """(M, F): the last value seen up to each visit, else the training median."""
-    carried = table[list(columns)].groupby(table["subject"].to_numpy(), sort=False).ffill().to_numpy(float)
+    carried = values.groupby(subject.to_numpy(), sort=False).ffill().to_numpy(float)
     return np.where(np.isnan(carried), median, carried)
 
 
@@ -248,27 +273,89 @@ class Histories:
     inputs: np.ndarray  # (M, P) float64
     years: np.ndarray  # (M,) since the visit before
     rows: np.ndarray  # (R,) where the last visit of each landmark row stands
+    last_values: np.ndarray  # (R, P) inputs of the last visit of each landmark row, 0 for the change
 
     @classmethod
     def of(cls, table: pd.DataFrame, prepare: Inputs, grid: Sequence[float] = ()) -> "Histories":
         """From visits in memory's columns, sorted by subject and visit; `grid` as in `landmarks`."""
         visits = Visits.of(table)
         cut = landmarks(table, visits, grid)
-        years = years_since_last(table)[visits.order]
-        return cls(visits, cut, prepare(table)[visits.order], years, visits.row(cut.subject, cut.visit))
+        inputs = prepare(table)[visits.order]
+        rows = visits.row(cut.subject, cut.visit)
+        last_values = inputs[rows]
+        last_values[:, prepare.num_state :] = 0.0
+        return cls(visits, cut, inputs, years_since_last(table)[visits.order], rows, last_values)
 
 
-def usable_columns(tables: Sequence[pd.DataFrame]) -> tuple[list[str], list[str]]:
-    """Feature columns of the tables taken together: (usable, problems).
+# ---- What can be used of the parts -----------------------------------------------------------------
+def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Columns with two values or more that every part has.
 
-    Stage 1's own features may be constant, as a dead channel is: they are left out without a problem.
+    A channel of stage 1 may be dead: a constant `feature_<n>` is left out, and said so.
+
+    Args:
+        parts: tables by name.
+    Returns:
+        Names, in the order of the first part.
+    Raises:
+        InputError: names each column that is constant, empty, or absent in a part; or there is none.
     """
-    table = pd.concat(tables) if len(tables) > 1 else tables[0]
-    usable, problems = [], []
-    for name in feature_columns(tables[0]):
-        values = table[name].dropna() if name in table else pd.Series(dtype=float)
-        if len(values) and values.min() < values.max():
+    table = pd.concat(parts.values())
+    usable, dead, problems = [], [], []
+    for name in feature_columns(table):
+        absent = [part for part, rows in parts.items() if name not in rows]
+        values = table[name].dropna()
+        if absent:
+            problems.append(f"{name}: absent in {', '.join(absent)}")
+        elif len(values) and values.min() < values.max():
             usable.append(name)
-        elif not IMAGE_FEATURE.fullmatch(name):
+        elif IMAGE_FEATURE.fullmatch(name):
+            dead.append(name)
+        else:
             problems.append(f"{name}: {'every value is missing' if values.empty else f'one value, {values.iloc[0]:g}'}")
-    return usable, problems
+    refuse("Columns can't be used", problems, "Drop these columns.")
+    if dead:
+        logger.info("%d constant features are left out: %s", len(dead), ", ".join(dead))
+    if not usable:
+        raise InputError(
+            "expected a column of numbers beside the ids and outcomes, found none with two values or more."
+        )
+    return usable
+
+
+def landmark_grid(
+    parts: Mapping[str, pd.DataFrame], wanted: Sequence[float], step: float, *, num_parts: int = 1
+) -> tuple[float, ...]:
+    """Landmarks to train at: from 0 to the last one wanted in steps, and those wanted.
+
+    Args:
+        parts: tables by name.
+        wanted: landmarks, years from baseline; empty: the last visits, so no grid.
+        step: years.
+        num_parts: folds that each part is cut into; each needs an event.
+    Returns:
+        Ascending years.
+    Raises:
+        InputError: a part has too few events among those at risk at a landmark that is wanted.
+    """
+    problems = []
+    for name, table in parts.items():
+        for year in wanted:
+            cut = landmarks(table, Visits.of(table), (year,))
+            if cut.event.sum() < num_parts:
+                problems.append(f"landmark {year:g} in the {name}: {len(cut)} at risk, {cut.event.sum()} with an event")
+    refuse(f"LANDMARKS: expected {num_parts} or more with an event after each", problems, "Choose earlier ones.")
+    if not wanted:
+        _warn_of_uneven_ends(pd.concat(parts.values()))
+        return ()
+    return tuple(sorted({*np.arange(0.0, max(wanted), step).round(9).tolist(), *map(float, wanted)}))
+
+
+def _warn_of_uneven_ends(table: pd.DataFrame) -> None:
+    """Last visits years apart may have been ended by the outcome, which a prediction must not know."""
+    low, high = table.groupby("subject")["visit_time"].max().quantile([0.05, 0.95])
+    if high - low > EVEN_ENDS:
+        logger.warning(
+            "the last visits lie %.1f years apart: if the outcome ended the visits, they tell it. Set LANDMARKS.",
+            high - low,
+        )

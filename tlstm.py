@@ -23,14 +23,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import metrics
+import crossval
 import predictions
 import tables
 from config import Config, read_config
 from files import InputError, read_json, write_json, written_whole
 from linear import RiskSets, Split, fit_link, risk_sets, split_rows
 from predictions import Predictor
-from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, usable_columns
+from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
 
 FORMAT = 1  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,10 +249,12 @@ def fit(
         prepare = Inputs.fit(trained, columns, num_components=number)
         data = Histories.of(table, prepare, grid)
         splits = split_rows(data.landmarks, validation, settings.ties)
-        links = [fit_link(data.inputs[data.rows], splits, penalty) for penalty in settings.penalties]
+        links = [fit_link(data.last_values, splits, penalty) for penalty in settings.penalties]
         candidates += [(*found, prepare, data) for found in links]
     loss, link, prepare, data = min(candidates, key=lambda candidate: candidate[0])
-    logger.info("link: %d inputs, validation loss %.4f", link.shape[1], loss)
+    logger.log(
+        logging.INFO if progress else logging.DEBUG, "link: %d inputs, validation loss %.4f", link.shape[1], loss
+    )
     if not settings.link:
         link = np.zeros_like(link)
     network = TLSTM(data.inputs.shape[1], settings).to(DEVICE)
@@ -268,7 +270,10 @@ def _is_trained(table: pd.DataFrame, validation: np.ndarray) -> np.ndarray:
 
 
 def _train(network, data, link, splits, settings, progress) -> pd.DataFrame:
-    """Train all seeds together; each keeps the weights of its lowest validation loss, epoch 0 included."""
+    """Train all seeds together; keep the weights of the epoch of the lowest mean validation loss.
+
+    Epoch 0 is the link alone. One epoch for all seeds: the mean of their losses is less noisy than each.
+    """
     epochs = settings.epochs
     if len(data.visits.sizes) == 1:
         logger.warning("nobody has two visits: there is no history to learn from, so this is a Cox model")
@@ -277,22 +282,18 @@ def _train(network, data, link, splits, settings, progress) -> pd.DataFrame:
     linear = torch.tensor(link @ data.inputs[data.rows].T, dtype=torch.float32, device=DEVICE)  # (S, R)
     flat, sets = _side_by_side(data.landmarks, splits, settings.ties)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    best, best_epoch = np.full(len(link), np.inf), np.zeros(len(link), int)
-    kept = copy.deepcopy(network.state_dict())
-    history = []
+    best, kept, history = 0, copy.deepcopy(network.state_dict()), []
     torch.manual_seed(settings.seed)
     for epoch in tqdm(range(epochs + 1), desc="T-LSTM", unit="epoch", disable=not progress):
         network.eval()
         with torch.no_grad():
-            log_hazard = linear + network(*tensors)[0]
+            log_hazard = linear + network(*tensors)[0]  # (S, R)
         val_loss = [float(cox_loss(own[part.val], part.val_sets)) for own, part in zip(log_hazard, splits, strict=True)]
-        better = val_loss < best
-        best, best_epoch = np.where(better, val_loss, best), np.where(better, epoch, best_epoch)
-        for name, weights in network.state_dict().items():
-            kept[name][better] = weights[better]
         train_loss = float(cox_loss(log_hazard.flatten()[flat], sets))
-        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": np.mean(val_loss), "best": best.mean()})
-        if epoch - best_epoch.max() >= settings.patience:
+        history.append({"epoch": epoch, "train_loss": train_loss, "val_loss": float(np.mean(val_loss))})
+        if history[-1]["val_loss"] < history[best]["val_loss"]:
+            best, kept = epoch, copy.deepcopy(network.state_dict())
+        if epoch - best >= settings.patience:
             break
         network.train()
         optimizer.zero_grad()
@@ -300,7 +301,8 @@ def _train(network, data, link, splits, settings, progress) -> pd.DataFrame:
         optimizer.step()
     network.load_state_dict(kept)
     network.eval()
-    logger.info("T-LSTM: best epochs %s, validation loss %.4f", best_epoch.tolist(), best.mean())
+    level = logging.INFO if progress else logging.DEBUG
+    logger.log(level, "T-LSTM: best epoch %d, validation loss %.4f", best, history[best]["val_loss"])
     return pd.DataFrame(history)
 
 
@@ -329,18 +331,10 @@ def _side_by_side(rows: Landmarks, splits: list[Split], ties: Any) -> tuple[torc
 def save(predictor: Predictor, folder: str | Path) -> None:
     """Write `model.pt` (weights only) and `model.json` (all else) into the folder."""
     assert isinstance(predictor.network, TLSTM)
-    described = {
-        "format": FORMAT,
-        "settings": dataclasses.asdict(predictor.network.settings),
-        "grid": predictor.grid,
-        "prepare": dataclasses.asdict(predictor.prepare),
-        "link": predictor.link,
-        "slope": predictor.slope,
-        "baselines": [dataclasses.asdict(baseline) for baseline in predictor.baselines],
-    }
+    settings = dataclasses.asdict(predictor.network.settings)
     with written_whole(Path(folder) / "model.pt") as part:
         torch.save(predictor.network.state_dict(), part)
-    write_json(Path(folder) / "model.json", described)
+    write_json(Path(folder) / "model.json", {"format": FORMAT, "settings": settings, **predictor.described()})
 
 
 def load(folder: str | Path) -> Predictor:
@@ -353,35 +347,20 @@ def load(folder: str | Path) -> Predictor:
     for name in ("model.json", "model.pt"):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: expected a trained model, found none. Run python tlstm.py first.")
-    described = read_json(folder / "model.json")
-    if described.get("format") != FORMAT:
-        raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}, received {described.get('format')!r}.")
+    kept = read_json(folder / "model.json")
+    if kept.get("format") != FORMAT:
+        raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}, received {kept.get('format')!r}.")
     try:
-        return _restored(described, torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
-    except (KeyError, TypeError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        weights = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
+        settings = Settings(**kept["settings"])
+        predictor = Predictor.restored(kept, num_seeds=settings.num_seeds)
+        network = TLSTM(predictor.prepare.num_inputs, settings)
+        network.load_state_dict(weights)
+        if not all(part.isfinite().all() for part in network.parameters()):
+            raise ValueError("expected finite weights")
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{folder}: the model is damaged: {error}. Run python tlstm.py again.") from error
-
-
-def _restored(described: dict[str, Any], weights: dict[str, torch.Tensor]) -> Predictor:
-    """A predictor of what `save` wrote; raises ValueError or its kin where the parts don't fit."""
-    settings = Settings(**described["settings"])
-    prepare = Inputs.restored(described["prepare"])
-    grid = tuple(float(at) for at in described["grid"])
-    link = np.asarray(described["link"], float)
-    baselines = tuple(
-        metrics.Baseline(*(np.asarray(kept[name], float) for name in ("times", "log_cumulative_hazard")))
-        for kept in described["baselines"]
-    )
-    shapes = (link.shape, len(baselines))
-    expected = ((settings.num_seeds, prepare.num_inputs), max(len(grid), 1))
-    if shapes != expected:
-        raise ValueError(f"link and baselines: expected {expected}, received {shapes}")
-    network = TLSTM(prepare.num_inputs, settings)
-    network.load_state_dict(weights)
-    numbers = [link, *(baseline.log_cumulative_hazard for baseline in baselines)]
-    if not all(np.isfinite(part).all() for part in [*numbers, *(part.numpy() for part in weights.values())]):
-        raise ValueError("expected finite numbers")
-    return Predictor(prepare, grid, link, network.to(DEVICE).eval(), float(described["slope"]), baselines)
+    return dataclasses.replace(predictor, network=network.to(DEVICE).eval())
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -389,7 +368,7 @@ def main(arguments: list[str]) -> int:
     """Run stage 2; returns the exit code: 0 done, 2 the user can mend it, 1 the environment failed."""
     try:
         config = read_config(arguments, "tlstm.py")
-        run(config)
+        cross_validate(config) if config.FOLDS else run(config)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -406,26 +385,88 @@ def run(config: Config) -> None:
         InputError: the tables can't be used; nothing is written then.
     """
     parts = _parts(config)
-    columns, problems = usable_columns(list(parts.values()))
-    tables.refuse("Columns can't be used", problems, "Drop these columns.")
+    columns = usable_columns(parts)
     learned = pd.concat([parts["train"], parts["val"]]).sort_values(["subject", "visit_time"], ignore_index=True)
     is_val = np.isin(np.unique(learned["subject"].to_numpy(str)), parts["val"]["subject"].to_numpy(str))
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
-    predictor, history = fit(
-        learned, validation, columns, grid=config.LANDMARKS, settings=settings_of(config), progress=True
-    )
+    grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
+    predictor, history = fit(learned, validation, columns, grid=grid, settings=settings_of(config), progress=True)
     years = predictions.curve_years(config.HORIZONS)
     predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
-    found = predictions.evaluate_parts(
-        predicted, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED
+
+    def evaluated(landmark: float | None) -> dict[str, dict]:
+        chosen = {
+            name: part if landmark is None else part[part["landmark"] == landmark] for name, part in predicted.items()
+        }
+        return predictions.evaluate_parts(
+            chosen, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED
+        )
+
+    found: dict[str, Any] = (
+        {"landmarks": {f"{landmark:g}": evaluated(landmark) for landmark in config.LANDMARKS}}
+        if config.LANDMARKS
+        else {"tlstm": evaluated(None)}
     )
     folder = config.OUTPUT_DIR / "tlstm"
     save(predictor, folder)
+    everyone = pd.concat([part.assign(split=name) for name, part in predicted.items()], ignore_index=True)
+    predictions.write_predictions(everyone, folder / "predictions.csv")
+    _write_csv(history, folder / "history.csv")
+    _merge_metrics(config, found)
+
+
+def cross_validate(config: Config) -> None:
+    """Compare the model with its rivals on FEATURES, write the folder `cv` and print a table.
+
+    Raises:
+        InputError: the settings or the table can't be used; nothing is written then.
+    """
+    if config.FEATURES is None or config.FOLDS == 1 or not 0 < len(config.LANDMARKS) == len(config.WINDOWS):
+        raise InputError(
+            "FOLDS: expected 2 or more, a table FEATURES, LANDMARKS, and as many WINDOWS. Received: "
+            f"FOLDS {config.FOLDS}, FEATURES {config.FEATURES}, LANDMARKS {config.LANDMARKS}, WINDOWS {config.WINDOWS}"
+        )
+    table = tables.read_features(config.FEATURES, time_unit=config.TIME_UNIT)
+    columns = usable_columns({"table": table})
+    grid = landmark_grid({"table": table}, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS)
+    histories: list[pd.DataFrame] = []
+
+    def arm(settings: Settings) -> crossval.Fit:
+        def fitted(train: pd.DataFrame, validation: np.ndarray) -> crossval.Predict:
+            predictor, history = fit(train, validation, columns, grid=grid, settings=settings)
+            histories.append(history.assign(fit=len(histories) + 1, time_aware=settings.time_aware))
+            return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
+
+        return fitted
+
+    settings = settings_of(config)
+    arms = {
+        crossval.OURS: arm(settings),
+        "baseline_cox": crossval.linear_arm(columns, config.PENALTIES, (), baseline_only=True),
+        "locf_cox": crossval.linear_arm(columns, config.PENALTIES, ()),
+        "linear_supermodel": crossval.linear_arm(columns, config.PENALTIES, grid),
+        "lstm": arm(dataclasses.replace(settings, time_aware=False)),
+    }
+    plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
+    figures, predicted = crossval.cross_validate(table, arms, plan, progress=True)
+    summary = crossval.summarise(figures)
+    folder = config.OUTPUT_DIR / "cv"
+    _write_csv(figures, folder / "figures.csv")
+    _write_csv(pd.concat(histories), folder / "history.csv")
     predictions.write_predictions(predicted, folder / "predictions.csv")
-    with written_whole(folder / "history.csv") as part:
-        history.to_csv(part, index=False)
+    crossval.draw_curves(predicted, folder / "curves.png")
+    _merge_metrics(config, {"cv": summary})
+    print(crossval.as_text(summary))
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    with written_whole(path) as part:
+        table.to_csv(part, index=False)
+
+
+def _merge_metrics(config: Config, found: dict[str, Any]) -> None:
     path = config.OUTPUT_DIR / "metrics.json"
-    write_json(path, read_json(path) | {"tlstm": found})
+    write_json(path, read_json(path) | found)
 
 
 def _parts(config: Config) -> dict[str, pd.DataFrame]:
