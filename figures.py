@@ -94,6 +94,7 @@ def _course(axes: Axes, epoch: pd.Series, values: pd.Series, kept: float, colour
     axes.plot(kept, values[epoch == kept], "o", color=colour, markersize=7, markeredgecolor="white")
     axes.set(xlabel="epoch", ylabel=label, title=title)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
 
 
 # ---- Risk groups -----------------------------------------------------------------------------------------
@@ -340,7 +341,10 @@ def interval(estimate: Mapping[str, Any], digits: int = 2) -> str:
     """`0.81 (0.74 to 0.88)`; a dash where there is no value."""
     if estimate["value"] is None:
         return "infinite" if str(estimate.get("why", "")).startswith("infinite") else "-"
-    low, high = (f"{estimate[end]:.{digits}f}" if estimate[end] is not None else "∞" for end in ("low", "high"))
+    low, high = (
+        f"{estimate[end]:.{digits}f}" if estimate[end] is not None else infinite
+        for end, infinite in (("low", "-∞"), ("high", "∞"))
+    )
     return f"{estimate['value']:.{digits}f} ({low} to {high})".replace("-", MINUS)
 
 

@@ -4,6 +4,7 @@ The page is made from the run's folder alone. What a run does not have is said o
 """
 
 import base64
+import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 import figures
 import metrics
@@ -21,7 +23,8 @@ from results import PARTS, Run
 
 NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
 MOST_BYTES = 14 * 2**20  # of pictures in the page; a mail takes 15 MiB
-MEDIA = {".svg": "image/svg+xml", ".png": "image/png", ".gif": "image/gif"}
+WEBP_QUALITY = 88
+MEDIA = {".svg": "image/svg+xml", ".png": "image/webp", ".gif": "image/gif"}
 MOST_REGIONS = 12  # rows of regions.csv
 PIXELS_AN_INCH = 120  # of a figure on the page
 FEW_EVENTS = 100  # Vergouwe et al. (2005): fewer can hardly tell a good model from a middling one
@@ -268,7 +271,8 @@ def _subjects(run: Run) -> dict[str, Any]:
 def _explanation(folder: Path, inlined: "Inlined") -> dict[str, Any]:
     """The pictures, the viewer and the evidence of one explained scan."""
     viewers = {path.stem: inlined.text(path) for path in sorted(folder.glob("*.html"))}
-    pictures = [*sorted(folder.glob("*.png")), *sorted(folder.glob("*.gif"))]
+    files = [path for suffix in (".png", ".gif") for path in folder.glob(f"*{suffix}")]
+    pictures = sorted(files, key=lambda path: (path.suffix == ".gif", not path.stem.startswith("shap"), path.name))
     regions = folder / "regions.csv"
     return {
         "name": folder.name,
@@ -301,9 +305,15 @@ class Inlined:
         self.left_out: list[str] = []
 
     def uri(self, path: Path) -> str | None:
-        """A picture as a data URI."""
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f"data:{MEDIA[path.suffix]};base64,{data}" if self._fits(path, len(data)) else None
+        """A picture as a data URI; a PNG becomes a WebP of a fifth of its size."""
+        data, media = path.read_bytes(), MEDIA[path.suffix]
+        if media == "image/webp":
+            smaller = io.BytesIO()
+            with Image.open(path) as picture:
+                picture.convert("RGB").save(smaller, "WEBP", quality=WEBP_QUALITY)
+            data = smaller.getvalue()
+        text = base64.b64encode(data).decode()
+        return f"data:{media};base64,{text}" if self._fits(path, len(text)) else None
 
     def text(self, path: Path) -> str | None:
         """A page's text."""
