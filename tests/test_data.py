@@ -1,0 +1,210 @@
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import ndimage
+
+import data
+from files import InputError
+
+AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
+SHAPE = (16, 18, 20)
+
+
+def save(path, values, affine=AFFINE):
+    nib.save(nib.Nifti1Image(values, affine), path)
+    return path
+
+
+@pytest.fixture
+def brain(rng):
+    """A volume with a background of 0."""
+    values = rng.uniform(50, 200, (20, 24, 22)).astype(np.float32)
+    values[:4] = values[:, :3] = values[..., -5:] = 0
+    return values
+
+
+@pytest.fixture
+def table(tmp_path, brain, rng):
+    paths = [save(tmp_path / f"s{i}.nii.gz", brain * (1 + i)) for i in range(3)]
+    return pd.DataFrame({"scan": ["s0", "s1", "s2"], "nifti_path": list(map(str, paths))})
+
+
+def build(table, tmp_path, **how):
+    return data.build_cache(table, **({"shape": SHAPE, "folder": tmp_path / "cache", "jobs": 1} | how))
+
+
+def test_a_volume_is_z_scored_in_the_brain_and_0_outside(table, tmp_path):
+    cache = build(table, tmp_path)
+    volume = data.load_volume(cache.entries[1])
+    assert volume.shape == (*SHAPE, 1) and volume.dtype == np.float32
+    inside = volume[volume != 0]
+    assert abs(inside.mean()) < 1e-3 and abs(inside.std() - 1) < 1e-3
+    assert (volume[0] == 0).all() and inside.size > 0.3 * volume.size
+    np.testing.assert_allclose(volume, data.load_volume(cache.entries[0]), atol=2e-3)  # a gain changes nothing
+
+
+def test_resizing_equals_scipy(rng):
+    values = rng.normal(size=(37, 41, 33)).astype(np.float32)
+    for shape in ((24, 26, 40), (37, 41, 33), (64, 20, 33)):
+        zoom = np.divide(shape, values.shape)
+        expected = ndimage.zoom(values, zoom, order=1, grid_mode=True, mode="nearest")
+        np.testing.assert_allclose(data.resize(values, shape), expected, atol=1e-5)
+
+
+def test_the_affine_of_a_resized_volume_is_right():
+    """A linear image of x, y, z in mm reads the same at the new voxels' own mm."""
+    affine = np.array([[2.0, 0, 0, -30], [0, 3, 0, 5], [0, 0, 1.5, 7], [0, 0, 0, 1]])
+    grid = data.Grid((30, 20, 40), affine)
+    mm = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1) @ affine[:3, :3] + affine[:3, 3]
+    small = grid.resized((15, 10, 16))
+    at = np.stack(np.meshgrid(*map(np.arange, small.shape), indexing="ij"), -1) @ small.affine[:3, :3].T
+    for axis in range(3):
+        resized = data.resize(mm[..., axis].astype(np.float32), small.shape)
+        expected = at[..., axis] + small.affine[axis, 3]
+        np.testing.assert_allclose(resized[1:-1, 1:-1, 1:-1], expected[1:-1, 1:-1, 1:-1], atol=1e-3)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SRA", "AIL"])
+def test_any_orientation_gives_the_same_volume(tmp_path, brain, codes):
+    image = nib.Nifti1Image(brain, AFFINE)
+    turned = image.as_reoriented(
+        nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(tuple(codes)))
+    )
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    again = nib.load(tmp_path / "turned.nii.gz")
+    np.testing.assert_array_equal(data.preprocess(again, SHAPE), data.preprocess(image, SHAPE))
+    assert data.read_grid(tmp_path / "turned.nii.gz").matches(data.Grid(brain.shape, AFFINE))
+
+
+def test_what_is_cached_is_not_done_again_and_a_changed_file_is(table, tmp_path, brain):
+    assert build(table, tmp_path).num_built == 3
+    assert build(table, tmp_path).num_built == 0
+    save(table["nifti_path"][1], brain[::-1].copy())
+    assert build(table, tmp_path).num_built == 1
+    assert build(table, tmp_path, shape=(16, 16, 16)).num_built == 3
+
+
+def test_several_processes_build_the_same(table, tmp_path):
+    one, two = build(table, tmp_path), build(table, tmp_path, folder=tmp_path / "other", jobs=2)
+    assert [entry.name for entry in one.entries] == [entry.name for entry in two.entries]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.entries, two.entries, strict=True))
+
+
+def truncated(path, brain):
+    content = gzip.compress(nib.Nifti1Image(brain, AFFINE).to_bytes())
+    path.write_bytes(content[: len(content) // 2])
+
+
+def corrupt(path, brain):
+    content = bytearray(gzip.compress(nib.Nifti1Image(brain, AFFINE).to_bytes()))
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def singular(path, brain):
+    image = nib.Nifti1Image(brain, AFFINE)
+    image.set_sform(np.diag([2.0, 0, 2, 1]), code=1)
+    nib.save(image, path)
+
+
+def with_nan(path, brain):
+    brain = brain.copy()
+    brain[10, 10, 10] = np.nan
+    save(path, brain)
+
+
+BAD = {
+    "text": (lambda path, brain: path.write_text("no volume"), "can't read it"),
+    "empty file": (lambda path, brain: path.write_bytes(b""), "can't read it"),
+    "truncated": (truncated, "can't read it"),
+    "corrupt": (corrupt, "can't read it"),
+    "4-D": (lambda path, brain: save(path, np.stack([brain] * 2, -1)), r"expected a 3-D volume, received shape"),
+    "2-D": (lambda path, brain: save(path, brain[0]), r"expected a 3-D volume, received shape"),
+    "all 0": (lambda path, brain: save(path, brain * 0), "nothing but 0"),
+    "constant": (lambda path, brain: save(path, brain * 0 + 7), "only 7"),
+    "one grey": (lambda path, brain: save(path, (brain > 0).astype(np.float32)), "only 1"),
+    "nan": (with_nan, "expected finite values, received 1 that"),
+    "singular": (singular, "an affine that can be inverted"),
+    "another grid": (lambda path, brain: save(path, brain, AFFINE + np.diag([0, 0, 0.1, 0])), "the first scan's grid"),
+    "another shape": (lambda path, brain: save(path, brain[1:]), "the first scan's grid, 20 x 24 x 22 voxels"),
+    "a folder": (lambda path, brain: (path.unlink(), path.mkdir()), "can't read it"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_volume_that_is_no_brain_is_refused_by_name(table, tmp_path, brain, kind):
+    spoil, message = BAD[kind]
+    spoil(Path(table["nifti_path"][1]), brain)
+    with pytest.raises(InputError, match=message) as error:
+        build(table, tmp_path)
+    assert f"s1: {table['nifti_path'][1]}" in str(error.value) and "s0" not in str(error.value)
+
+
+def test_every_bad_volume_is_named_at_once(table, tmp_path):
+    for row in (0, 2):
+        with open(table["nifti_path"][row], "w") as file:
+            file.write("no volume")
+    with pytest.raises(InputError) as error:
+        build(table, tmp_path)
+    assert "s0: " in str(error.value) and "s2: " in str(error.value) and "(2):" in str(error.value)
+
+
+def test_another_grid_is_resampled_when_asked(table, tmp_path, brain):
+    shifted = AFFINE.copy()
+    shifted[0, 3] = 4.0  # two voxels to the right
+    moved = np.roll(brain, -2, axis=0)
+    moved[-2:] = 0
+    save(table["nifti_path"][1], moved, shifted)
+    cache = build(table, tmp_path, resample=True)
+    first, second = (data.load_volume(entry)[..., 0] for entry in cache.entries[:2])
+    assert np.corrcoef(first[2:-2].ravel(), second[2:-2].ravel())[0, 1] > 0.99
+    assert cache.grid.shape == SHAPE
+
+
+def test_batches_are_the_rows_asked_for(table, tmp_path):
+    cache = build(table, tmp_path)
+    batches = [np.array([2, 0]), np.array([1]), np.array([0, 1, 2])]
+    found = list(data.make_dataset(cache.entries, SHAPE, batches))
+    assert [len(batch) for batch in found] == [2, 1, 3]
+    for batch, rows in zip(found, batches, strict=True):
+        np.testing.assert_array_equal(batch.numpy(), data.load_volumes([cache.entries[row] for row in rows]))
+
+
+def test_augmentation_is_of_its_seed_alone(rng):
+    volumes = rng.normal(size=(3, 16, 16, 16, 1)).astype(np.float32)
+    seeds = np.array([[1, 5], [1, 6], [1, 7]], np.int32)
+    how = {"shift": 1.0, "gain": 0.2, "flip": True}
+    together = data.augment(volumes, seeds, **how).numpy()
+    alone = data.augment(volumes[1:2], seeds[1:2], **how).numpy()
+    np.testing.assert_array_equal(together[1:2], alone)
+    assert np.abs(together - volumes).max() > 0.1
+    assert np.abs(data.augment(volumes, seeds + 1, **how).numpy() - together).max() > 0.1
+
+
+def test_no_augmentation_is_none(rng):
+    volumes = rng.normal(size=(2, 16, 16, 16, 1)).astype(np.float32)
+    assert data.augment(volumes, np.zeros((2, 2), np.int32), shift=0.0, gain=0.0, flip=False) is volumes
+
+
+def test_a_shift_moves_the_centre_of_mass(rng):
+    values = np.exp(-0.5 * ((np.indices((24, 24, 24)) - 11.5) ** 2).sum(0) / 9).astype(np.float32)[None, ..., None]
+    seen = []
+    for seed in range(20):
+        moved = data.augment(values, np.array([[0, seed]], np.int32), shift=2.0, gain=0.0, flip=False).numpy()
+        seen.append(np.array(ndimage.center_of_mass(moved[0, ..., 0])) - 11.5)
+    assert np.abs(seen).max() <= 2.001 and np.std(seen, axis=0).min() > 0.7 and np.abs(np.mean(seen)) < 0.5
+
+
+def test_a_full_disk_is_no_bad_scan(table, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(table, tmp_path)
+    assert [name for name in os.listdir(tmp_path / "cache") if name.endswith(".npy")] == []
