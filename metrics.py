@@ -190,8 +190,8 @@ class _Part:
 
     @cached_property
     def usable(self) -> np.ndarray:
-        """(T,) bool: the grid points within the follow-up of the training part and of this one."""
-        inside = (self.grid <= self.reference.last) & (self.grid < self.time.max())
+        """(T,) bool: the grid points before the follow-up of the training part or of this one ends."""
+        inside = self.grid < min(self.reference.last, self.time.max())
         return inside & (self.reference.uncensored(self.grid) > 0)
 
     @cached_property
