@@ -60,6 +60,9 @@ class Config(BaseSettings):
     SEED: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the split, the weights, the shuffling, the augmentation and the bootstrap."""
 
+    PREDICT_CSV: Path | None = None
+    """`python predict.py` alone: scans of new subjects, `subjectid, imageid, visit_time`; outcomes are not read."""
+
     # ---- The simulated cohort, when COHORT_CSV is unset ---------------------------------------------
     SIM_SUBJECTS: Annotated[int, Field(ge=12)] = 300
     """Subjects, each with 3 visits within 18 months (paper: 228 of ADNI)."""

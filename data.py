@@ -64,6 +64,7 @@ class Cache:
     """Preprocessed volumes on disk: entry `i` belongs to row `i` of the table that it was built from."""
 
     entries: list[Path]
+    source: Grid  # of the scans
     grid: Grid  # of the network's volumes
     num_built: int  # the others were there already
 
@@ -73,6 +74,7 @@ def build_cache(
     *,
     shape: tuple[int, int, int],
     folder: str | Path,
+    reference: Grid | None = None,
     resample: bool = False,
     jobs: int = -1,
 ) -> Cache:
@@ -82,7 +84,8 @@ def build_cache(
         table: with `scan` and `nifti_path`.
         shape: (X, Y, Z) voxels of the network's volumes.
         folder: of the cache; an entry's name is a hash of the file's bytes and these settings, so runs may share it.
-        resample: bring scans of another grid to the first scan's; else they are refused.
+        reference: the grid that scans must have; None: the first scan's.
+        resample: bring scans of another grid to the reference; else they are refused.
         jobs: processes; -1: one a core.
     Returns:
         The entries, in the table's order, and their common grid.
@@ -91,7 +94,8 @@ def build_cache(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    reference = next((grid for path in table["nifti_path"] if (grid := _readable_grid(path)) is not None), None)
+    grids = (_readable_grid(path) for path in table["nifti_path"])
+    reference = reference or next((grid for grid in grids if grid is not None), None)
     tasks = (delayed(_store)(path, folder, shape, reference, resample) for path in table["nifti_path"])
     done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
     results = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
@@ -103,7 +107,7 @@ def build_cache(
     refuse("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
     assert reference is not None  # else every scan was refused
     entries = [entry for entry, _ in results]
-    return Cache(entries, reference.resized(shape), num_built=sum(built for _, built in results))
+    return Cache(entries, reference, reference.resized(shape), num_built=sum(built for _, built in results))
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -236,7 +240,7 @@ def _store(
         grid = _grid(image)
         if not resample and reference is not None and not reference.matches(grid):
             return (
-                f"expected the first scan's grid, {_words(reference)}, received {_words(grid)}; "
+                f"expected the grid of the other scans, {_words(reference)}, received {_words(grid)}; "
                 "register the scans, or set RESAMPLE=on"
             )
         settings = [VERSION, shape, _words(reference) if resample and reference is not None else ""]

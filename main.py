@@ -56,7 +56,7 @@ class Pipeline:
         self.parts, self.cache = self._read_input()
         self._check_choices()
         log_to(self.folder / "run.log")
-        self.record = Record(self.config, self._digest_input())
+        self.record = Record(self.config, self._digest_input(), self.cache.source)
         self._write_splits()
         for stage, do in (
             ("cnn", self.train),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config
+from data import Grid
 from files import InputError, read_json, remove_temporaries, write_json
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,11 @@ class Record:
     Args:
         config: the run's settings.
         inputs: a digest of the tables and the volumes that the run reads.
+        grid: of the scans; new scans must lie on it too.
     """
 
-    def __init__(self, config: Config, inputs: str):
-        self.config, self.inputs = config, inputs
+    def __init__(self, config: Config, inputs: str, grid: Grid):
+        self.config, self.inputs, self.grid = config, inputs, grid
         self.path = config.OUTPUT_DIR / "config.json"
         self.stages: dict[str, Any] = read_json(self.path).get("stages", {})
 
@@ -57,6 +59,7 @@ class Record:
                 "settings": json.loads(self.config.model_dump_json()),
                 "seed": self.config.SEED,
                 "inputs": self.inputs,
+                "grid": {"shape": self.grid.shape, "affine": self.grid.affine},
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
                 "machine": {"system": platform.platform(), "cores": os.cpu_count()},
                 "commit": _commit(),

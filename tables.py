@@ -49,6 +49,18 @@ def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit
     return _in_order(_checked(_read(path), path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
 
 
+def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+    """Read scans whose outcome is not known yet: as `read_cohort`, without `time` and `convert_status`.
+
+    Raises:
+        InputError: as `read_cohort`.
+    """
+    path = Path(path)
+    needed = {name: ON_DISK[name] for name in ("subject", "scan", "visit_time")}
+    table = _read(path).drop(columns=["time", "convert_status"], errors="ignore")
+    return _in_order(_checked(table, path, needed=needed, time_unit=time_unit, mri_folder=Path(mri_folder)))
+
+
 def read_parts(
     paths: Mapping[str, str | Path], *, mri_folder: str | Path, time_unit: TimeUnit = "years"
 ) -> dict[str, pd.DataFrame]:
@@ -210,8 +222,10 @@ def _checked(
     if mri_folder is not None:
         problems += _find_volumes(table, path, mri_folder)
     refuse(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
-    table["event"] = table["event"].astype(bool)
-    table[["visit_time", "time"]] /= PER_YEAR[time_unit]
+    if "event" in table:
+        table["event"] = table["event"].astype(bool)
+        table["time"] /= PER_YEAR[time_unit]
+    table["visit_time"] /= PER_YEAR[time_unit]
     text = [name for name in table.columns.difference([*OURS], sort=False) if table[name].dtype == object]
     if text:
         logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
@@ -225,7 +239,7 @@ def _bad_cells(table: pd.DataFrame) -> list[str]:
         if name in table:
             table[name] = table[name].astype(str).str.strip()
             problems += _rows(table, table[name] == "", f"{ON_DISK[name]}: expected an id, received nothing")
-    for name in ("visit_time", "time", "event"):
+    for name in table.columns.intersection(["visit_time", "time", "event"], sort=False):
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
         good = values.isin([0, 1]) if name == "event" else np.isfinite(values) & (values >= 0)
         expected = "0 or 1" if name == "event" else "a number >= 0"
@@ -236,10 +250,12 @@ def _bad_cells(table: pd.DataFrame) -> list[str]:
 
 def _bad_visits(table: pd.DataFrame) -> list[str]:
     """Rows that contradict each other or time itself; each with its row."""
-    outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
-    late = (table["visit_time"] >= table["time"]) & (table["time"] >= 0)
-    problems = _rows(table, late, "a visit at or after the subject's `time`", shown="visit_time")
-    problems += _rows(table, (outcomes > 1).any(axis=1), "one subject with two outcomes", shown="subject")
+    problems = []
+    if "event" in table:
+        late = (table["visit_time"] >= table["time"]) & (table["time"] >= 0)
+        problems += _rows(table, late, "a visit at or after the subject's `time`", shown="visit_time")
+        outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
+        problems += _rows(table, (outcomes > 1).any(axis=1), "one subject with two outcomes", shown="subject")
     twice = table.duplicated(["subject", "visit_time"], keep=False)
     problems += _rows(table, twice, "two visits of one subject at one time", shown="subject")
     if "scan" in table:

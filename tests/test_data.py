@@ -130,8 +130,8 @@ BAD = {
     "one grey": (lambda path, brain: save(path, (brain > 0).astype(np.float32)), "only 1"),
     "nan": (with_nan, "expected finite values, received 1 that"),
     "singular": (singular, "an affine that can be inverted"),
-    "another grid": (lambda path, brain: save(path, brain, AFFINE + np.diag([0, 0, 0.1, 0])), "the first scan's grid"),
-    "another shape": (lambda path, brain: save(path, brain[1:]), "the first scan's grid, 20 x 24 x 22 voxels"),
+    "another grid": (lambda path, brain: save(path, brain, AFFINE + np.diag([0, 0, 0.1, 0])), "the grid of the other scans"),
+    "another shape": (lambda path, brain: save(path, brain[1:]), "the grid of the other scans, 20 x 24 x 22 voxels"),
     "a folder": (lambda path, brain: (path.unlink(), path.mkdir()), "can't read it"),
 }
 

@@ -1,0 +1,82 @@
+"""A trained run and scans of new subjects: their risk and their survival curves.
+
+python predict.py --OUTPUT_DIR outputs --PREDICT_CSV new.csv     writes outputs/predictions/new.csv
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from config import Config, read_config
+from data import Grid, build_cache
+from files import InputError, read_json, written_whole
+from predictions import curve_years
+from tables import ON_DISK, read_scans
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
+
+
+def predict(config: Config) -> Path:
+    """Predict from each new subject's visits up to the last.
+
+    Args:
+        config: OUTPUT_DIR is the trained run; PREDICT_CSV the new scans; how to preprocess is the run's.
+    Returns:
+        The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…`.
+    Raises:
+        InputError: no finished run, or scans that can't be used, or not of the run's space.
+    """
+    if config.PREDICT_CSV is None:
+        raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
+    record = read_json(config.OUTPUT_DIR / "config.json")
+    if not record.get("stages", {}).get("tlstm", {}).get("done"):
+        raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {config.OUTPUT_DIR}. Run main.py first.")
+    trained = Config(**record["settings"])
+    table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    cache = build_cache(
+        table,
+        shape=trained.TARGET_SHAPE,
+        folder=config.CACHE_DIR or config.OUTPUT_DIR / "cache",
+        reference=Grid(tuple(record["grid"]["shape"]), np.array(record["grid"]["affine"])),
+        resample=config.RESAMPLE,
+        jobs=config.NUM_WORKERS,
+    )
+    features = _read_features(config.OUTPUT_DIR, trained, table, cache.entries)
+    from tlstm import load
+
+    predicted = load(config.OUTPUT_DIR / "tlstm").predict(features, (), years=curve_years(trained.HORIZONS))
+    path = config.OUTPUT_DIR / "predictions" / f"{config.PREDICT_CSV.stem}.csv"
+    with written_whole(path) as part:
+        predicted.drop(columns=["time", "event"]).rename(columns=ON_DISK).to_csv(part, index=False)
+    return path
+
+
+def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:
+    from model import build_model
+    from train import extract_features
+
+    model = build_model(trained.TARGET_SHAPE, width=trained.WIDTH, norm=trained.NORM, dropout=trained.DROPOUT_RATE)
+    model.load_weights(folder / "cnn" / "best.weights.h5")
+    return extract_features(model, table.drop(columns="nifti_path"), entries, batch_size=trained.BATCH_SIZE)
+
+
+def main(arguments: list[str]) -> int:
+    """Predict; returns 0 done, 2 the user can mend it, 1 the environment failed."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        print(f"Written: {predict(read_config(arguments, 'predict.py'))}")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, MemoryError) as error:
+        print(f"Stopped: {error or 'out of memory'}. Mend this and run again.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
