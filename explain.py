@@ -180,7 +180,8 @@ def shap_gradients(
 
     _check_volumes(model, volume, background)
     network = compiled(model)
-    explainer = shap.GradientExplainer(model, background, batch_size=chunk_size(volume))
+    listed = keras.Model([model.input], model.output)  # shap hands its inputs over in a list
+    explainer = shap.GradientExplainer(listed, background, batch_size=chunk_size(volume))
     values = explainer.shap_values(volume[None], nsamples=steps, rseed=seed)  # (1, X, Y, Z, 1, 1)
     values = np.asarray(values[0, ..., 0, 0], np.float32)
     return Attribution(
@@ -270,14 +271,25 @@ def stage_gradient(model: keras.Model, volume: np.ndarray, layer: str) -> tuple[
 
 
 def _upsample(cells: np.ndarray, shape: Sequence[int], layer: str) -> np.ndarray:
-    """(x, y, z) cells to (X, Y, Z) float32, linearly between the cells' centres; held beyond the outermost ones.
-
-    The centre is that of the voxels that a cell covers. The centre of its receptive field, which `same` padding moves
-    by up to half a cell, points less well: `benchmarks/explain.py` measures both.
-    """
-    stride = 4 * 2 ** STAGES.index(layer)  # voxels a cell, after the stem and the max-pool
-    at = [(np.arange(size) + 0.5) / stride - 0.5 for size in shape]
+    """(x, y, z) cells to (X, Y, Z) float32, linearly between the cells' centres; held beyond the outermost ones."""
+    at = [_cell_at(size, layer) for size in shape]
     return ndimage.map_coordinates(cells, np.meshgrid(*at, indexing="ij"), output=np.float32, order=1, mode="nearest")
+
+
+def _cell_at(size: int, layer: str) -> np.ndarray:
+    """(size,) where each voxel of an axis lies among a stage's cells, by the centre of what a cell looks at.
+
+    Padding `same` moves that centre, and a block's convolution and its shortcut do not agree on it: their mean is
+    taken. On two networks and 20 simulated scans HiResCAM's AUC and peak at stage 2 were .78 at 0 mm and .82 at 6 mm;
+    by the middle of the voxels that a cell covers, .77 at 12 mm and .79 at 31 mm; at stage 3, .78/.69 and .74/.62.
+    """
+    cells, stride, first = size, 1, np.float64(0)
+    for kernels in ((7,), (3,), *[(3, 1)] * STAGES.index(layer)):  # stem, max-pool, then a block's two paths
+        out = -(-cells // 2)
+        margins = [max((out - 1) * 2 + kernel - cells, 0) // 2 for kernel in kernels]
+        first += stride * np.mean([(kernel - 1) / 2 - margin for kernel, margin in zip(kernels, margins, strict=True)])
+        cells, stride = out, 2 * stride
+    return (np.arange(size) - first) / stride
 
 
 def _resolution(model: keras.Model, layer: str) -> str:

@@ -32,7 +32,7 @@ ACROSS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}  # axes to the
 THROUGH = {"axial": 2, "coronal": 1, "sagittal": 0}
 ENDS = {"axial": ("L", "R"), "coronal": ("L", "R"), "sagittal": ("P", "A")}  # at the left and the right edge
 MM_A_PIXEL = 1.0
-NUM_COLUMNS, NUM_FRAMES = 7, 36
+NUM_COLUMNS, NUM_FRAMES = 7, 36  # of frames at most: no two are alike
 FRAME_MS = 100
 VIEWER_MM = 2.0  # a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
@@ -60,6 +60,10 @@ class Scene:
     def voxel_mm(self) -> np.ndarray:
         """(3,) size of a voxel along each axis."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def peak(self) -> tuple[int, ...]:
+        """The voxel of the brain where |map| is largest."""
+        return tuple(map(int, np.unravel_index(np.argmax(np.abs(self.values) * self.brain), self.values.shape)))
 
     def slices(self, plane: str) -> tuple[int, int]:
         """First and last slice that holds brain."""
@@ -208,7 +212,7 @@ def _chosen_slices(scene: Scene, plane: str) -> list[int]:
     """Even slices through the brain, the nearest one moved to the map's strongest voxel."""
     first, last = scene.slices(plane)
     chosen = np.rint(np.linspace(first, last, NUM_COLUMNS + 2)[1:-1]).astype(int)
-    peak = np.unravel_index(np.argmax(np.abs(scene.values) * scene.brain), scene.values.shape)[THROUGH[plane]]
+    peak = scene.peak()[THROUGH[plane]]
     chosen[np.abs(chosen - peak).argmin()] = peak
     return chosen.tolist()
 
@@ -222,7 +226,8 @@ def _place(scene: Scene, plane: str, index: int) -> str:
 
 def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
     """Write a GIF that moves through the brain in the three planes at once."""
-    frames = [_draw_frame(scene, share, title) for share in np.linspace(0, 1, NUM_FRAMES)]
+    longest = max(last - first + 1 for first, last in map(scene.slices, PLANES))
+    frames = [_draw_frame(scene, share, title) for share in np.linspace(0, 1, min(NUM_FRAMES, longest))]
     palette = _palette()
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     with written_whole(path) as part:
@@ -279,7 +284,15 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
     values, grey = (resample_to_output(image, (VIEWER_MM,) * 3, order=1) for image in images)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: 'partition' will ignore the 'mask'", UserWarning)  # nilearn's own
-        view = view_img(values, bg_img=grey, vmax=scene.limit, threshold=CLEAR * scene.limit, cmap=COLOURS, title=title)
+        view = view_img(
+            values,
+            bg_img=grey,
+            cut_coords=nib.affines.apply_affine(scene.affine, scene.peak()),
+            vmax=scene.limit or 1.0,
+            threshold=CLEAR * scene.limit,
+            cmap=COLOURS,
+            title=title,
+        )
     page = re.sub(r"<link[^>]*icon[^>]*>", "", view.get_standalone())
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
