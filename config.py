@@ -165,8 +165,8 @@ class Config(BaseSettings):
     """Scans to explain besides: rows of splits/test.csv, counted from 0."""
     SHAP_ENGINE: Literal["expected_gradients", "shap"] = "expected_gradients"
     """Our expected gradients, or the GradientExplainer of the package shap, for parity."""
-    SHAP_BACKGROUND_SIZE: Count = 16
-    """Training scans against which SHAP explains (paper: 10)."""
+    SHAP_BACKGROUND_SIZE: Count = 32
+    """Training scans against which SHAP explains; the map's largest noise is in who they are (paper: 10)."""
     SHAP_NSAMPLES: Count = 64
     """Gradients per explained scan; more is more exact."""
     GRAD_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage4"
