@@ -224,15 +224,15 @@ def individuals(predicted: pd.DataFrame, visits: Mapping[str, Sequence[float]]) 
         for number, (_, row) in enumerate(rows.iterrows(), start=1):
             line = [1.0, *row[names]]
             axes.plot(row["landmark"] + ahead, line, color=BLUE, alpha=number / len(rows))
-        seen = visits.get(subject["subject"], [])
-        axes.plot(seen, np.full(len(seen), 0.02), "^", color=BLACK, markersize=4, clip_on=False)
+        if seen := visits.get(subject["subject"]):  # matplotlib cannot lay out an empty line that is not clipped
+            axes.plot(seen, np.full(len(seen), 0.02), "^", color=BLACK, markersize=4, clip_on=False)
         until = subject["landmark"] + subject["time"]
         colour, word = (VERMILION, "event") if subject["event"] else (GREY, "last seen")
         axes.axvline(until, color=colour, linestyle="--" if subject["event"] else ":", linewidth=1.2)
-        late = until > end / 2
-        axes.text(until, 1.05, f"{word} " if late else f" {word}", color=colour, ha="right" if late else "left")
+        side = "right" if until > end / 2 else "left"
+        axes.text(until, 1.05, f" {word} ", color=colour, ha=side, in_layout=False)
         title = ("highest risk", "upper third", "lower third", "lowest risk")[place] if len(shown) == 4 else ""
-        axes.set(xlim=(0, end), ylim=(0, 1.12), xlabel="years from baseline")
+        axes.set(xlim=(0, 1.03 * end), ylim=(0, 1.12), xlabel="years from baseline")
         axes.set_title(f"{shorten(subject['subject'])}\n{title}".strip(), fontsize=8)
     panels[0].set_ylabel("predicted share free\nof the event")
     return figure

@@ -40,36 +40,45 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         InputError: a JSON file of the run can't be read.
     """
-    run = Run.read(Path(folder))
-    inlined = Inlined(MOST_BYTES)
-    drawn = [
-        {
-            "name": name,
-            "title": title,
-            "caption": caption,
-            "width": round(figure.get_figwidth() * PIXELS_AN_INCH),
-            "uri": inlined.uri(figures.save(figure, run.folder / "figures", name)),
-        }
-        for name, title, caption, figure in _figures(run)
-    ]
-    page = _template().render(
-        run=run,
-        names=NAMES,
-        headlines=list(_headlines(run)),
-        caveats=list(_caveats(run)),
-        models=_models(run),
-        figures=drawn,
-        subjects=_subjects(run),
-        explained=[_explanation(path, inlined) for path in run.explained],
-        left_out=inlined.left_out,
-        missing=list(_missing(run)),
-    )
+    run, inlined = Run.read(Path(folder)), Inlined(MOST_BYTES)
+    page = render(run, list(_draw(run, inlined)), inlined)
     with written_whole(run.folder / "report.html") as part:
         part.write_text(page, encoding="utf-8")
     return run.folder / "report.html"
 
 
+def render(run: Run, drawn: list[dict[str, Any]], inlined: "Inlined") -> str:
+    """The page as text.
+
+    Args:
+        run: what it tells.
+        drawn: its figures: `name, title, caption, width` (pixels) and `uri`, or None if it did not fit.
+        inlined: takes the explanations' pictures.
+    """
+    explained = [_explanation(folder, inlined) for folder in run.explained]
+    return _template().render(
+        run=run,
+        names=NAMES,
+        headlines=list(_headlines(run)),
+        caveats=list(_caveats(run)),
+        missing=list(_missing(run)),
+        models=_models(run),
+        figures=drawn,
+        subjects=_subjects(run),
+        explained=explained,
+        left_out=inlined.left_out,
+    )
+
+
 # ---- Figures -------------------------------------------------------------------------------------------
+def _draw(run: Run, inlined: "Inlined") -> Iterator[dict[str, Any]]:
+    """Draw and save every figure of the run; what the page needs of each."""
+    for name, title, caption, figure in _figures(run):
+        path = figures.save(figure, run.folder / "figures", name)
+        width = round(figure.get_figwidth() * PIXELS_AN_INCH)
+        yield {"name": name, "title": title, "caption": caption, "width": width, "uri": inlined.uri(path)}
+
+
 def _figures(run: Run) -> Iterator[tuple[str, str, str, Figure]]:
     """Name, title, caption, figure, of what the run has."""
     if len(run.splits) == len(PARTS):
