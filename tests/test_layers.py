@@ -1,0 +1,81 @@
+"""The house as DESIGN.md draws it: who may import whom, from the imports themselves."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent
+ROOMS = {path.stem for path in HERE.glob("*.py")}
+MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
+    "config": set(),
+    "files": set(),
+    "tables": set(),
+    "simulate": set(),
+    "data": {"tables"},
+    "model": set(),
+    "loss": set(),
+    "estimates": set(),
+    "metrics": {"estimates"},
+    "callbacks": {"metrics"},
+    "train": {"data", "model", "loss", "callbacks", "tables"},
+    "sequences": {"tables"},
+    "linear": set(),
+    "predictions": {"tables", "metrics"},
+    "tlstm": {"tables", "metrics", "config", "sequences", "linear", "predictions", "crossval"},
+    "crossval": {"tables", "metrics", "config", "sequences", "linear", "predictions", "tlstm"},
+    "baselines": {"tables", "metrics"},
+    "gradients": {"model"},
+    "evidence": set(),
+    "explain": {"model", "gradients", "evidence"},
+    "pictures": {"evidence"},
+    "results": {"metrics", "tables"},
+    "figures": {"metrics", "results"},
+    "report": {"metrics", "figures", "results", "predictions", "tables"},
+    "record": {"config", "data"},
+    "predict": ROOMS,
+    "main": ROOMS,
+}
+TENSORFLOW = {"model", "loss", "callbacks", "train", "data", "gradients", "explain", "main"}
+TORCH = {"tlstm", "metrics", "estimates"}
+READ_THE_CONFIG = {"main", "tlstm", "predict", "crossval", "record"}
+
+
+def imports_of(room):
+    """Every module that a file imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse((HERE / f"{room}.py").read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_every_room_has_its_place():
+    assert set(MAY_IMPORT) == ROOMS
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_what_it_may(room):
+    imported = imports_of(room)
+    assert imported & ROOMS <= MAY_IMPORT[room] | {"files"}
+    assert not imported & {"tensorflow", "keras"} or room in TENSORFLOW
+    assert not imported & {"torch", "torchsurv"} or room in TORCH
+    assert "config" not in imported or room in READ_THE_CONFIG
+
+
+def reaches(room):
+    """The rooms that importing one imports, at whatever depth."""
+    seen, waiting = set(), [room]
+    while waiting:
+        one = waiting.pop()
+        if one not in seen:
+            seen.add(one)
+            waiting += imports_of(one) & ROOMS
+    return seen
+
+
+@pytest.mark.parametrize("room", ["tables", "metrics", "tlstm", "report"])
+def test_tensorflow_is_never_behind_it(room):
+    assert not any({"tensorflow", "keras"} & imports_of(one) for one in reaches(room))

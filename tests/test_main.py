@@ -1,0 +1,234 @@
+"""The pipeline as a user runs it: processes, files, exit codes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent
+SMALL = (
+    "--SIM_SUBJECTS=24 --TEST_RATIO=0.25 --VAL_TRAIN_RATIO=0.25 --TARGET_SHAPE=16,16,16 --WIDTH=4 --EPOCHS=2 "
+    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 --NUM_WORKERS=1"
+).split()
+
+
+def start(*arguments, program="main.py", cwd=None, **kwargs):
+    command = [sys.executable, str(HERE / program), *arguments]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+def run(*arguments, program="main.py", cwd=None):
+    process = start(*arguments, program=program, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def digests(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "run.log"
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, begun from another working directory: its output and its folder."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    done = run(*SMALL, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done, cwd / "outputs"
+
+
+def test_every_promised_file_is_there(finished):
+    folder = finished[1]
+    for name in (
+        "config.json run.log metrics.json report.html splits/train.csv splits/val.csv splits/test.csv "
+        "cnn/best.weights.h5 cnn/history.csv features/train.parquet features/val.parquet features/test.parquet "
+        "tlstm/model.pt tlstm/model.json tlstm/predictions.csv tlstm/history.csv"
+    ).split():
+        assert (folder / name).stat().st_size > 0, name
+    explained = list((folder / "explain").iterdir())
+    for name in ("shap.nii.gz", "gradcam.nii.gz", "shap_3d.gif", "gradcam_3d.gif", "metrics.json", "shap.png"):
+        assert [scan for scan in explained if scan.is_dir() and not (scan / name).exists()] == []
+    assert list((folder / "figures").glob("*.png"))
+    assert [path for path in folder.rglob(".part-*")] == []
+
+
+def test_the_table_at_the_end(finished):
+    told = finished[0].stdout
+    for line in ("one scan (ResNet-18)", "history (T-LSTM)", "oracle, last scan", "6 test subjects", "95 % interval"):
+        assert line in told
+
+
+def test_every_scan_of_every_subject_has_features(finished):
+    folder = finished[1]
+    for part, num_subjects in (("train", 14), ("val", 4), ("test", 6)):
+        table = pd.read_parquet(folder / "features" / f"{part}.parquet")
+        split = pd.read_csv(folder / "splits" / f"{part}.csv")
+        assert list(table["imageid"]) == list(split["imageid"])
+        assert abs(table["subjectid"].nunique() - num_subjects) <= 1 and len(table) == 3 * table["subjectid"].nunique()
+        columns = ["subjectid", "imageid", "visit_time", "time", "convert_status", "log_hazard"]
+        assert list(table.columns) == columns + [f"feature_{number}" for number in range(1, 33)]
+        assert np.isfinite(table["log_hazard"]).all()
+
+
+def test_the_predictions_are_of_the_features_subjects(finished):
+    folder = finished[1]
+    predicted = pd.read_csv(folder / "tlstm" / "predictions.csv")
+    for part in ("train", "val", "test"):
+        features = pd.read_parquet(folder / "features" / f"{part}.parquet")
+        rows = predicted[predicted["split"] == part].set_index("subjectid")
+        last = features.sort_values("visit_time").groupby("subjectid").tail(1).set_index("subjectid").loc[rows.index]
+        assert sorted(rows.index) == sorted(features["subjectid"].unique())
+        np.testing.assert_allclose(rows["landmark"], last["visit_time"])
+        np.testing.assert_allclose(rows["time"], last["time"] - last["visit_time"], atol=1e-6)
+    curves = predicted[["survival_2.0", "survival_3.0", "survival_5.0"]].to_numpy()
+    assert ((curves >= 0) & (curves <= 1)).all() and (np.diff(curves) <= 0).all()
+    attention = predicted[["attention_1", "attention_2", "attention_3"]].sum(axis=1)
+    np.testing.assert_allclose(attention, 1, atol=1e-5)
+
+
+def test_the_metrics_keep_their_contract(finished):
+    metrics = json.loads((finished[1] / "metrics.json").read_text())
+    assert {"cnn", "tlstm", "baselines", "oracle"} <= set(metrics)
+    for model in (metrics["cnn"], metrics["tlstm"]):
+        for part in ("train", "val", "test"):
+            found = model[part]
+            assert {"n", "events", "c_index", "uno_c", "auc", "ibs", "hazard_ratio", "calibration"} <= set(found)
+            assert set(found["auc"]) == {"2.0", "3.0", "5.0"}
+            for estimate in (found["c_index"], found["uno_c"], *found["auc"].values(), found["ibs"]):
+                assert {"value", "low", "high"} <= set(estimate)
+                assert estimate["value"] is not None or estimate["why"]
+    assert "cox_last_slope" in metrics["baselines"]
+    assert metrics["oracle"]["longitudinal"]["value"] > 0.5
+
+
+def test_a_map_lies_in_the_scans_own_space(finished):
+    folder = finished[1]
+    scan = next(path for path in (folder / "explain").iterdir() if path.is_dir())
+    (own,) = folder.glob(f"simulated/*/mri/{scan.name}.nii.gz")
+    for name in ("shap", "gradcam"):
+        image = nib.load(scan / f"{name}.nii.gz")
+        assert image.shape == nib.load(own).shape
+        np.testing.assert_allclose(image.affine, nib.load(own).affine, atol=0.1)
+
+
+def test_the_record_of_the_run(finished):
+    record = json.loads((finished[1] / "config.json").read_text())
+    assert record["settings"]["EPOCHS"] == 2 and record["seed"] == 0
+    assert record["versions"]["tensorflow"].startswith("2.21")
+    assert {name: stage["done"] for name, stage in record["stages"].items()} == dict.fromkeys(
+        ("cnn", "features", "tlstm", "explain"), True
+    )
+
+
+def test_new_scans_are_predicted_as_old_ones_were(finished, tmp_path):
+    """The test part, given as new scans without outcomes, gets the risks that the run wrote."""
+    folder = finished[1]
+    (simulated,) = (folder / "simulated").iterdir()
+    test = pd.read_csv(folder / "splits" / "test.csv")
+    test["nifti_path"] = [str(simulated / "mri" / f"{image}.nii.gz") for image in test["imageid"]]
+    test.drop(columns=["time", "convert_status"]).to_csv(tmp_path / "new.csv", index=False)
+    done = run(f"--OUTPUT_DIR={folder}", f"--PREDICT_CSV={tmp_path / 'new.csv'}", program="predict.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = pd.read_csv(folder / "predictions" / "new.csv").set_index("subjectid")
+    expected = pd.read_csv(folder / "tlstm" / "predictions.csv").query("split == 'test'").set_index("subjectid")
+    np.testing.assert_allclose(found["log_hazard"], expected.loc[found.index, "log_hazard"], atol=1e-4)
+    assert "time" not in found and "survival_2.0" in found
+
+
+def test_what_is_done_is_not_repeated_and_a_changed_setting_is(finished):
+    """The stages below the changed setting are done anew, those above it are not, and the reason is said."""
+    folder = finished[1]
+    before = digests(folder)
+    again = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=4", '--STAGES=["cnn","features","tlstm"]')
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "cnn: done already" in again.stderr and "features: done already" in again.stderr
+    assert "tlstm: done anew, since it depends on what has changed: TLSTM_EPOCHS was 5, is 4" in again.stderr
+    after = digests(folder)
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert {"tlstm/model.pt", "tlstm/predictions.csv"} <= changed
+    assert not [name for name in changed if name.startswith(("cnn/", "features/", "splits/", "explain/"))]
+
+
+BAD_INPUT = {
+    "a wrong setting": (["--EPOCHS=0", "--LOSS=mse"], ["EPOCHS: expected", "LOSS: expected"]),
+    "no such table": (["--COHORT_CSV=none.csv"], ["none.csv: expected a table, found no such file"]),
+    "no such folder": (["--COHORT_CSV=good.csv", "--MRI_FOLDER=none"], ["row 2: expected a file", "row 3: expected"]),
+    "other columns": (["--COHORT_CSV=other.csv"], ["Missing: subjectid", "Found: id, imageid, visit_time"]),
+    "bad rows": (["--COHORT_CSV=bad.csv"], ["row 2: a visit at or after", "row 3: convert_status: expected 0 or 1"]),
+    "no volume": (["--COHORT_CSV=good.csv", "--MRI_FOLDER=."], ["a0: ", "a1: ", "can't read it"]),
+    "whom to explain": (["--EXPLAIN=nobody"], ["EXPLAIN: expected highest, median, lowest", "received 'nobody'"]),
+    "a stage without the one above": (["--STAGES=tlstm"], ["tlstm needs the stage features"]),
+    "half a split": (["--TRAIN_CSV=good.csv"], ["expected all three or none"]),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUT)
+def test_bad_input_is_one_message_and_exit_2(tmp_path, kind):
+    (tmp_path / "good.csv").write_text(cohort_text())
+    (tmp_path / "bad.csv").write_text(cohort_text().replace("s0,a0,0,", "s0,a0,9,").replace(",1\ns2", ",7\ns2"))
+    (tmp_path / "other.csv").write_text(cohort_text().replace("subjectid", "id"))
+    for number in range(12):
+        (tmp_path / f"a{number}.nii").write_text("no volume")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "metrics.json").write_text("{}")
+    arguments, messages = BAD_INPUT[kind]
+    done = run(*SMALL, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert [message for message in messages if message not in done.stderr] == []
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "outputs" / "metrics.json").read_text() == "{}"
+
+
+def cohort_text():
+    rows = "".join(f"s{i},a{i},0,{2 + i % 5},{i % 2}\n" for i in range(12))
+    return "subjectid,imageid,visit_time,time,convert_status\n" + rows
+
+
+def test_a_folder_that_cannot_be_written_is_exit_2(tmp_path):
+    (tmp_path / "file").touch()
+    done = run(*SMALL, f"--OUTPUT_DIR={tmp_path / 'file' / 'outputs'}")
+    assert done.returncode == 2 and "expected a folder that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
+    """Features that were spoilt by hand: stage 2 says so in its words, with its exit code."""
+    source, folder = finished[1], tmp_path / "outputs"
+    subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
+    path = folder / "features" / "train.parquet"
+    pd.read_parquet(path).drop(columns="subjectid").to_parquet(path)
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=3", "--STAGES=tlstm", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Missing: subjectid" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stopped_run_is_143_and_goes_on(finished, tmp_path):
+    """SIGTERM in stage 1, then the same command: stage 1 goes on after the epoch it had finished."""
+    source, folder = finished[1], tmp_path / "outputs"
+    subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
+    arguments = (*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=6", "--STAGES=cnn")
+    process = start(*arguments, cwd=tmp_path)
+    state = folder / "cnn" / "backup" / "state.npz"
+    deadline = time.monotonic() + 120
+    old = state.stat().st_mtime if state.exists() else 0
+    while time.monotonic() < deadline and not (state.exists() and state.stat().st_mtime > old):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143 and "goes on" in stderr and "Traceback" not in stderr
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stage 1 goes on after epoch" in done.stderr
+    assert len(pd.read_csv(folder / "cnn" / "history.csv")) == 6 and os.path.exists(folder / "cnn" / "best.weights.h5")

@@ -1,0 +1,235 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+import loss
+import tables
+import train
+from files import InputError
+from model import build_model
+
+SHAPE = (16, 16, 16)
+
+
+def part_of(folder, num_subjects, rng, prefix="s"):
+    """Subjects with 2 scans; the brighter the blob of a scan, the earlier the event."""
+    rows, entries = [], []
+    blob = np.exp(-0.5 * ((np.indices(SHAPE) - 7.5) ** 2).sum(0) / 6)
+    for subject in range(num_subjects):
+        level = rng.normal()
+        time = float(np.exp(-level + 0.3 * rng.normal()) + 1.5)
+        for visit in (0, 1):
+            name = f"{prefix}{subject:03d}_{visit}"
+            entry = folder / f"{name}.npy"
+            np.save(entry, (blob * (level + visit) * 2 + 0.1 * rng.normal(size=SHAPE)).astype(np.float16))
+            rows.append((f"{prefix}{subject:03d}", name, float(visit), time, subject % 4 != 0))
+            entries.append(entry)
+    table = pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"])
+    return table, train.Part.of(table, entries)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0)
+    return {"train": part_of(folder, 20, rng)[1], "val": part_of(folder, 12, rng, "v")[1]}
+
+
+def options(**changes):
+    return train.Options(**({"epochs": 3, "risk_set": 6, "batch_size": 12, "augment_shift": 0.0} | changes))
+
+
+def build(**changes):
+    return build_model(SHAPE, width=4, seed=1, **changes)
+
+
+def weights(model):
+    return [np.array(value) for value in model.get_weights()]
+
+
+def test_a_part_knows_its_last_scans_and_the_time_left(parts):
+    part = parts["train"]
+    assert part.last.tolist() == [False, True] * 20
+    assert part.subject.tolist() == list(np.repeat(range(20), 2))
+    np.testing.assert_allclose(part.time[0::2] - part.time[1::2], 1.0, atol=1e-6)
+
+
+def test_risk_sets_are_whole_subjects_each_once_with_events_everywhere(parts):
+    part = parts["train"]
+    sets = train.draw_risk_sets(part, 6, np.random.default_rng(0))
+    assert sorted(np.concatenate(sets)) == list(range(40))
+    assert [len(set(part.subject[rows])) for rows in sets] == [6, 6, 6, 2]
+    for rows in sets:
+        assert set(rows) == set(np.flatnonzero(np.isin(part.subject, part.subject[rows])))
+        assert part.event[rows].any()
+    assert [4 <= len(set(part.subject[rows][part.event[rows]])) <= 5 for rows in sets[:3]] == [True] * 3
+    again = train.draw_risk_sets(part, 6, np.random.default_rng(0))
+    other = train.draw_risk_sets(part, 6, np.random.default_rng(1))
+    assert all((a == b).all() for a, b in zip(sets, again, strict=True))
+    assert any((a != b).any() for a, b in zip(sets, other, strict=True))
+
+
+def accumulated(parts, *, batch_size, norm, dropout, visit_order=4.0, kind="cox"):
+    """The gradient that a step over 6 subjects accumulates, and the model's state after it."""
+    model = build(norm=norm, dropout=dropout)
+    trainer = train.Trainer(model, options(batch_size=batch_size, loss=kind, visit_order_weight=visit_order))
+    found = {}
+    trainer.apply = lambda: found.update(gradients=[total.numpy() for total in trainer.gradients])
+    rows = train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
+    split = np.array_split(rows, int(np.ceil(len(rows) / batch_size)))
+    passes = split if len(split) == 1 else split * 2
+    volumes = iter(train.make_dataset(parts["train"].entries, SHAPE, passes))
+    value = float(trainer._step(rows, split, parts["train"], volumes, epoch=0))
+    return value, found["gradients"], [variable.numpy() for variable in model.non_trainable_variables]
+
+
+@pytest.mark.parametrize("kind", ["cox", "rank"])
+@pytest.mark.parametrize("batch_size", [1, 5, 6])
+def test_the_gradient_is_that_of_the_whole_risk_set(parts, batch_size, kind):
+    """With group normalisation micro-batches change nothing: the cached gradient is the full batch's."""
+    whole = accumulated(parts, batch_size=12, norm="group", dropout=0.0, kind=kind)
+    cached = accumulated(parts, batch_size=batch_size, norm="group", dropout=0.0, kind=kind)
+    assert cached[0] == pytest.approx(whole[0], abs=1e-5)
+    scale = max(np.abs(gradient).max() for gradient in whole[1])
+    for a, b in zip(cached[1], whole[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+
+
+def test_both_passes_drop_and_normalise_alike(parts):
+    """One tape over the same micro-batches, with batch normalisation and dropout, gives the cached gradient."""
+    _, cached, state = accumulated(parts, batch_size=4, norm="batch", dropout=0.5)
+    model, part = build(norm="batch", dropout=0.5), parts["train"]
+    rows = train.draw_risk_sets(part, 6, np.random.default_rng(0))[0]
+    split = np.array_split(rows, 3)
+    trainer = train.Trainer(model, options())
+    with tf.GradientTape() as tape:
+        risks = [trainer._forward(tf.constant(train_volumes(part, micro)), trainer._seeds(micro, 0)) for micro in split]
+        value = trainer._loss(tf.concat(risks, 0), *train._outcome(part, rows))
+    expected = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(value, trainer._weights())]
+    scale = max(np.abs(gradient).max() for gradient in expected)
+    for a, b in zip(cached, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+    for a, b in zip(state, [variable.numpy() for variable in model.non_trainable_variables], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def train_volumes(part, rows):
+    from data import load_volumes
+
+    return load_volumes([part.entries[row] for row in rows])
+
+
+def test_it_learns_who_is_early(parts, tmp_path):
+    model = build()
+    train.train(model, parts, options(epochs=8, learning_rate=3e-3), tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert list(history.columns[:2]) == ["epoch", "loss"]
+    assert {"val_loss", "val_c_index", "learning_rate", "seconds"} <= set(history.columns)
+    assert history["val_c_index"].max() > 0.8
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_the_best_epoch_on_validation_is_kept(parts, tmp_path):
+    model = build()
+    train.train(model, parts, options(epochs=4), tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
+    part = parts["val"]
+    log_hazard = train.make_predict(model)(part.entries, 5)[1]
+    assert float(loss.cox_loss(log_hazard, part.time, part.event)) > 0
+    from metrics import concordance
+
+    found = concordance(log_hazard[part.last], part.time[part.last], part.event[part.last])
+    assert found == pytest.approx(best["val_c_index"])
+    kept = build()
+    kept.load_weights(tmp_path / "best.weights.h5")
+    assert all((a == b).all() for a, b in zip(weights(kept), weights(model), strict=True))
+
+
+def test_the_test_part_is_never_looked_at(parts, tmp_path):
+    """Training takes no other part; a test part in the hands of `train` would not be read."""
+    with_test = parts | {"test": None}
+    train.train(build(), with_test, options(epochs=1), tmp_path)
+    assert "test" not in (tmp_path / "history.csv").read_text()
+
+
+def test_no_patience_stops_early(parts, tmp_path):
+    train.train(build(), parts, options(epochs=30, patience=1, learning_rate=1e-9), tmp_path)
+    assert len(pd.read_csv(tmp_path / "history.csv")) < 30
+
+
+class Killed(Exception):
+    """A kill, as far as the loop can tell."""
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "lr_schedule": "plateau", "augment_shift": 0.5}])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(parts, tmp_path, monkeypatch, changes):
+    whole = build(dropout=0.3)
+    train.train(whole, parts, options(epochs=4, **changes), tmp_path / "whole")
+    run_epoch = train.Trainer.run_epoch
+
+    def killed(self, part, epoch, steps, callbacks):
+        if epoch == 2:
+            raise Killed
+        return run_epoch(self, part, epoch, steps, callbacks)
+
+    monkeypatch.setattr(train.Trainer, "run_epoch", killed)
+    with pytest.raises(Killed):
+        train.train(build(dropout=0.3), parts, options(epochs=4, **changes), tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = build(dropout=0.3)
+    train.train(resumed, parts, options(epochs=4, **changes), tmp_path / "cut")
+    rows = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*rows, check_exact=True)
+    assert all((a == b).all() for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_a_backup_of_other_options_or_a_damaged_one_is_refused(parts, tmp_path):
+    train.train(build(), parts, options(epochs=1), tmp_path)
+    with pytest.raises(InputError, match="is of other settings"):
+        train.train(build(), parts, options(epochs=1, learning_rate=1.0), tmp_path)
+    state = tmp_path / "backup" / "state.npz"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match="can't be read"):
+        train.train(build(), parts, options(epochs=1), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
+    entry = tmp_path / "nan.npy"
+    np.save(entry, np.full(SHAPE, np.nan, np.float16))
+    part = parts["train"]
+    spoilt = train.Part(**{**vars(part), "entries": [entry, *part.entries[1:]]})
+    with pytest.raises(InputError, match=r"the loss is nan on the scans .*s000_0"):
+        train.train(build(), parts | {"train": spoilt}, options(), tmp_path)
+
+
+def test_the_step_is_compiled_once(parts, tmp_path, monkeypatch):
+    made = []
+    init = train.Trainer.__init__
+    monkeypatch.setattr(train.Trainer, "__init__", lambda self, *args: (init(self, *args), made.append(self))[0])
+    train.train(build(), parts, options(epochs=3, batch_size=5), tmp_path)
+    traces = {
+        name: getattr(made[0], name).experimental_get_tracing_count() for name in ("forward", "backward", "apply")
+    }
+    assert traces == {"forward": 1, "backward": 1, "apply": 1}
+
+
+def test_features_of_every_scan(tmp_path, rng):
+    table, part = part_of(tmp_path, 5, rng)
+    model = build()
+    found = train.extract_features(model, table, part.entries, batch_size=4)
+    assert len(found) == 10 and list(found["scan"]) == list(table["scan"])
+    names = [name for name in found if name.startswith("feature_")]
+    assert names == [f"feature_{number}" for number in range(1, 33)]
+    kernel = model.get_layer("log_hazard").get_weights()[0]
+    np.testing.assert_allclose(found[names].to_numpy() @ kernel[:, 0], found["log_hazard"], atol=1e-5)
+    tables.write_table(found, tmp_path / "train.parquet")
+    again = tables.read_features(tmp_path / "train.parquet")
+    assert tables.feature_columns(again) == ["log_hazard", *names]
+
+
+def test_keras_callbacks_are_driven(parts, tmp_path):
+    """An ordinary Keras callback, ReduceLROnPlateau, halves the rate when nothing improves."""
+    train.train(build(), parts, options(epochs=4, lr_schedule="plateau", patience=2, learning_rate=1e-9), tmp_path)
+    rates = pd.read_csv(tmp_path / "history.csv")["learning_rate"]
+    assert rates.iloc[-1] < rates.iloc[0]
