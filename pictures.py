@@ -100,7 +100,7 @@ def save_explanation(
         viewer: also write the SHAP map's interactive page.
     Returns:
         The files: `<map>.nii.gz` and `<map>.png` of each map, `gradcam_relu.nii.gz`, `shap_3d.gif`,
-        `gradcam_3d.gif`, `shap.html`, `metrics.json`.
+        `gradcam_3d.gif`, `shap.html`, `regions.csv` if there are regions, `metrics.json`.
     Raises:
         OSError: the folder can't be written.
     """
@@ -121,6 +121,10 @@ def save_explanation(
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
             written.append(write_viewer(folder / f"{name}.html", scene, title))
+    if explanation["regions"] is not None:
+        written.append(folder / "regions.csv")
+        with written_whole(written[-1]) as part:
+            explanation["regions"].to_csv(part, index=False)
     write_json(folder / "metrics.json", explanation["metrics"])
     return [*written, folder / "metrics.json"]
 

@@ -5,9 +5,10 @@ import re
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from nilearn.image import resample_to_img
-from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 
 import pictures
 
@@ -26,7 +27,7 @@ NATIVE = {
 
 
 def millimetres(shape, affine):
-    return nib.affines.apply_affine(affine, np.stack(np.indices(shape), axis=-1))
+    return nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
 def bump(centre, width=9.0, shape=SHAPE, affine=AFFINE):
@@ -58,7 +59,7 @@ def test_a_map_lies_where_it_lay_to_a_tenth_of_a_voxel(tmp_path, name):
     shape, affine = NATIVE[name]
     centre = np.array([-14.0, 10.0, 2.0])
     path = pictures.write_nifti(tmp_path / "map.nii.gz", -bump(centre), AFFINE, shape=shape, affine_native=affine)
-    image = nib.load(path)
+    image = nib.Nifti1Image.from_filename(path)
     assert image.shape == shape and image.get_data_dtype() == np.float32
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     mass = -np.asarray(image.dataobj)
@@ -72,7 +73,9 @@ def test_a_map_lies_where_it_lay_to_a_tenth_of_a_voxel(tmp_path, name):
 def test_resampled_as_nilearn_does(tmp_path, rng, name):
     shape, affine = NATIVE[name]
     values = rng.normal(size=SHAPE).astype(np.float32)
-    found = nib.load(pictures.write_nifti(tmp_path / "m.nii.gz", values, AFFINE, shape=shape, affine_native=affine))
+    found = nib.Nifti1Image.from_filename(
+        pictures.write_nifti(tmp_path / "m.nii.gz", values, AFFINE, shape=shape, affine_native=affine)
+    )
     target = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
     wanted = resample_to_img(
         nib.Nifti1Image(values, AFFINE), target, interpolation="linear", force_resample=True, copy_header=True
@@ -90,13 +93,13 @@ def test_a_map_is_a_density(tmp_path):
     path = pictures.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, shape=shape, affine_native=affine)
     ratio = abs(np.linalg.det(affine[:3, :3]) / np.linalg.det(AFFINE[:3, :3]))
     assert ratio == pytest.approx(1 / 8)
-    assert nib.load(path).get_fdata().sum() * ratio == pytest.approx(values.sum(), rel=5e-3)
+    assert nib.Nifti1Image.from_filename(path).get_fdata().sum() * ratio == pytest.approx(values.sum(), rel=5e-3)
 
 
 def test_the_scans_own_grid_keeps_every_value(tmp_path, rng):
     values = rng.normal(size=SHAPE).astype(np.float32)
     path = pictures.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, shape=SHAPE, affine_native=AFFINE)
-    np.testing.assert_allclose(nib.load(path).get_fdata(), values, atol=1e-6)
+    np.testing.assert_allclose(nib.Nifti1Image.from_filename(path).get_fdata(), values, atol=1e-6)
 
 
 # ---- Slices ------------------------------------------------------------------------------------------------------
@@ -163,6 +166,7 @@ def written(tmp_path, volume):
         "volume": volume,
         "maps": maps,
         "origin": {"shap": "SHAP, 64 gradients", "gradcam": "Grad-CAM, stage4", "hirescam": "HiResCAM, stage2"},
+        "regions": pd.DataFrame({"label": [1], "region": ["left"], "attribution": [0.25]}),
         "metrics": {"shap": {"completeness_error": 0.01}},
     }
     shape, affine = NATIVE["LPS"]
@@ -175,28 +179,31 @@ def written(tmp_path, volume):
 def test_every_file_is_there_and_nothing_else(written):
     explanation, files = written
     wanted = {"shap.nii.gz", "gradcam.nii.gz", "gradcam_relu.nii.gz", "hirescam.nii.gz", "shap.png", "gradcam.png"}
-    wanted |= {"hirescam.png", "shap_3d.gif", "gradcam_3d.gif", "shap.html", "metrics.json"}
+    wanted |= {"hirescam.png", "shap_3d.gif", "gradcam_3d.gif", "shap.html", "regions.csv", "metrics.json"}
     assert {path.name for path in files} == {path.name for path in files[0].parent.iterdir()} == wanted
+    pd.testing.assert_frame_equal(pd.read_csv(files[0].parent / "regions.csv"), explanation["regions"])
     assert json.loads((files[0].parent / "metrics.json").read_text()) == explanation["metrics"]
 
 
 def test_the_map_is_signed_and_the_published_form_is_not(written):
     folder = written[1][0].parent
-    signed, positive = (nib.load(folder / f"{name}.nii.gz").get_fdata() for name in ("gradcam", "gradcam_relu"))
+    signed, positive = (
+        nib.Nifti1Image.from_filename(folder / f"{name}.nii.gz").get_fdata() for name in ("gradcam", "gradcam_relu")
+    )
     assert signed.min() < -0.3 and positive.min() == 0
     assert positive.max() == pytest.approx(signed.max())
 
 
 def test_the_saved_map_is_not_smoothed(written):
     explanation, files = written
-    peak = nib.load(files[0].parent / "shap.nii.gz").get_fdata().max()
+    peak = nib.Nifti1Image.from_filename(files[0].parent / "shap.nii.gz").get_fdata().max()
     assert peak > 0.75 * explanation["maps"]["shap"].max()  # between the voxels' centres; smoothed it would be 0.66
 
 
 @pytest.mark.parametrize("name", ["shap", "gradcam"])
 def test_gifs_loop_through_the_brain(written, volume, name):
     longest = max(np.ptp(np.flatnonzero(volume.any(axis=axes))) + 1 for axes in ((1, 2), (0, 2), (0, 1)))
-    with Image.open(written[1][0].parent / f"{name}_3d.gif") as gif:
+    with GifImageFile(written[1][0].parent / f"{name}_3d.gif") as gif:
         assert (gif.n_frames, gif.info["loop"]) == (longest, 0)
         shown = set()
         for index in range(gif.n_frames):
