@@ -113,11 +113,12 @@ class Predictor:
         slope = _slope(seeds, validation[:, rows.subject], rows, ties) if recalibrate else 1.0
         log_hazard = slope * seeds.mean(axis=0)
         trained = np.asarray(~validation.all(axis=0))[rows.subject]
-        baselines = []
-        for stratum in range(max(len(self.grid), 1)):
+        baselines = {}
+        for stratum in np.unique(rows.stratum[trained & rows.event]):  # a landmark without an event has no curve
             here = trained & (rows.stratum == stratum)
-            baselines.append(metrics.breslow(log_hazard[here], rows.time[here], rows.event[here]))
-        return dataclasses.replace(self, slope=slope, baselines=tuple(baselines))
+            baselines[stratum] = metrics.breslow(log_hazard[here], rows.time[here], rows.event[here])
+        grid = tuple(self.grid[stratum] for stratum in baselines) if self.grid else ()
+        return dataclasses.replace(self, grid=grid, slope=slope, baselines=tuple(baselines.values()))
 
     def described(self) -> dict[str, Any]:
         """All but the network, for JSON."""

@@ -17,7 +17,7 @@ from tables import feature_columns, refuse
 
 IMAGE_FEATURE = re.compile(r"feature_\d+")  # stage 1's; principal components stand for them
 EVEN_ENDS = 1.0  # years between the last visits of subjects who were followed alike
-SCALES = ("values", "state", "change")
+SCALES = ("scale", "state", "change")
 LONG_TAIL = 1.0  # skewness from which a positive column is replaced by its logarithm
 LEAST_SPREAD = 1e-9  # a column whose standard deviation is below it says nothing
 
@@ -55,7 +55,7 @@ class Inputs:
     missing: tuple[str, ...]  # columns with missing values in training: each has an indicator
     logged: tuple[str, ...]  # positive columns with a long right tail: their logarithm is taken
     median: np.ndarray  # (F,)
-    values: Scale  # of the columns
+    scale: Scale  # of the columns
     components: np.ndarray  # (K, image features); its rows are scaled to unit variance of the scores
     state: Scale  # of values, indicators and times together
     change: Scale  # of the changes since the first visit
@@ -76,9 +76,9 @@ class Inputs:
         logged = tuple(name for name in columns if _has_long_tail(table[name]))
         median = _logs(table, columns, logged).median().fillna(0.0).to_numpy(float)
         carried = _carried(_logs(table, columns, logged), table["subject"], median)
-        values = Scale.fit(carried)
-        components = _principal(values(carried)[:, _image(columns)], num_components)
-        draft = cls(columns, missing, logged, median, values, components, _unscaled(), _unscaled())
+        scale = Scale.fit(carried)
+        components = _principal(scale(carried)[:, _image(columns)], num_components)
+        draft = cls(columns, missing, logged, median, scale, components, _unscaled(), _unscaled())
         state, change = draft._blocks(table)
         later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
         return dataclasses.replace(draft, state=Scale.fit(state), change=_spread_only(change[later]))
@@ -124,7 +124,7 @@ class Inputs:
 
     def _blocks(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         seen = _carried(_logs(table, self.columns, self.logged), table["subject"], self.median)
-        scaled = self.values(seen)  # (M, F)
+        scaled = self.scale(seen)  # (M, F)
         is_image = _image(self.columns)
         values = np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()

@@ -231,6 +231,9 @@ def fit(
 ) -> tuple[Predictor, pd.DataFrame]:
     """Fit the link, then the T-LSTMs that correct it, then the baseline hazards.
 
+    Validation chooses the link's inputs (principal components, with the change since the first visit or
+    without) and its penalty, then the T-LSTMs' epoch.
+
     Args:
         table: visits of training and validation subjects, sorted by subject and visit.
         validation: (S, N) bool: which subjects, in sorted order, each seed is validated on.
@@ -249,11 +252,17 @@ def fit(
         prepare = Inputs.fit(trained, columns, num_components=number)
         data = Histories.of(table, prepare, grid)
         splits = split_rows(data.landmarks, validation, settings.ties)
-        links = [fit_link(data.last_values, splits, penalty) for penalty in settings.penalties]
-        candidates += [(*found, prepare, data) for found in links]
+        for inputs in (data.last_values, data.inputs[data.rows]):  # without and with the change since the first visit
+            links = [fit_link(inputs, splits, penalty) for penalty in settings.penalties]
+            candidates += [(*found, prepare, data) for found in links]
     loss, link, prepare, data = min(candidates, key=lambda candidate: candidate[0])
     logger.log(
-        logging.INFO if progress else logging.DEBUG, "link: %d inputs, validation loss %.4f", link.shape[1], loss
+        logging.INFO if progress else logging.DEBUG,
+        "link: %d inputs of %d, %d components, validation loss %.4f",
+        np.count_nonzero(link.any(axis=0)),
+        link.shape[1],
+        len(prepare.components),
+        loss,
     )
     if not settings.link:
         link = np.zeros_like(link)

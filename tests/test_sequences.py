@@ -50,7 +50,7 @@ def test_values_are_carried_forward_then_the_training_median():
     assert prepare.missing == ("a",)
     assert prepare.logged == ("lab",)
     state = prepare(table)[:, : prepare.num_state] / prepare.state.factor + prepare.state.centre
-    carried = state[:, 0] / prepare.values.factor[0] + prepare.values.centre[0]
+    carried = state[:, 0] / prepare.scale.factor[0] + prepare.scale.centre[0]
     np.testing.assert_allclose(carried, [1, 1, 3, 4, 5, 6])  # 4 is the median of 1, 3, 5, 6
     np.testing.assert_allclose(state[:, 2], [0, 1, 0, 1, 0, 0], atol=1e-12)  # missing at this visit
     np.testing.assert_allclose(state[:, 3], np.log1p([0, 0.5, 1.5, 0, 0, 1.0]), atol=1e-12)

@@ -1,6 +1,6 @@
 """A table whose hazard is driven by the slope of a marker: evidence that recurrence works.
 
-    python tests/oracles/tlstm_slopes.py slopes.csv
+python tests/oracles/tlstm_slopes.py slopes.csv
 """
 
 import sys
