@@ -121,7 +121,7 @@ class Config(BaseSettings):
     POOL: Literal["attention", "last"] = "attention"
     """How the visits' states become one: additive attention, or the last visit's."""
     LINK: bool = True
-    """Start from a ridge Cox on the last values, to which the T-LSTM adds a correction."""
+    """Start from a ridge Cox on the last values, and their change if validation prefers it; the T-LSTM corrects it."""
     NUM_SEEDS: Count = 5
     """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
     COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4, 8, 16)
