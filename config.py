@@ -124,12 +124,14 @@ class Config(BaseSettings):
     """Start from a ridge Cox on the last values, and their change if validation prefers it; the T-LSTM corrects it."""
     NUM_SEEDS: Count = 5
     """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
-    COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4, 8, 16)
+    COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4)
     """Principal components that may stand for the columns feature_<n>; validation chooses (0: none of them)."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties of the link that validation chooses from; more is smoother."""
     HIDDEN: Count = 16
     """Width of the T-LSTM's state."""
+    RECALIBRATE: bool = False
+    """Multiply the log-hazard by its slope on validation; steeper or flatter curves, the same order of risks."""
     TLSTM_DROPOUT: Share = 0.3
     """Share of the pooled state dropped in training."""
     TLSTM_LEARNING_RATE: Positive = 3e-3
