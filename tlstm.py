@@ -509,6 +509,7 @@ def settings_of(config: Config) -> Settings:
         patience=config.TLSTM_PATIENCE,
         penalties=config.PENALTIES,
         components=config.COMPONENTS,
+        recalibrate=config.RECALIBRATE,
         ties=config.TIES,
         seed=config.SEED,
     )
