@@ -248,6 +248,7 @@ def _models(run: Run) -> dict[str, Any]:
     return {
         "rows": rows,
         "years": years,
+        "has_differences": any("difference" in row for row in rows),
         "best": {
             "c_index": best("c_index"),
             "uno_c": best("uno_c"),

@@ -21,7 +21,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.loads, self.tags, self.open, self.rows, self.frames = [], [], [], [], []
+        self.loads, self.tags, self.open, self.rows, self.frames, self.best = [], [], [], [], [], []
         self.text = ""
         self.feed(text)
 
@@ -29,6 +29,8 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attributes)))
         self.loads += [value for name, value in attributes if name in ("src", "href", "action", "data", "poster")]
         self.frames += [value for name, value in attributes if name == "srcdoc"]
+        if ("class", "best") in attributes:
+            self.best.append((len(self.rows) - 1, len(self.rows[-1]) - 1))
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -136,6 +138,14 @@ def test_models_stand_in_the_order_of_their_c_index(whole):
     assert "Another model does better" not in page.words
 
 
+def test_the_best_of_each_column_is_marked(whole):
+    page = page_of(whole)
+    for column in range(1, 7):
+        values = [float(row[column].split()[0]) for row in page.rows[1:4]]
+        best = (min if page.rows[0][column] == "IBS" else max)(values)
+        assert [row - 1 for row, at in page.best if at == column] == [i for i, v in enumerate(values) if v == best]
+
+
 def test_a_baseline_that_wins_is_shown_as_winning(tmp_path):
     write_run(tmp_path, noise={"cnn": 1.2, "tlstm": 1.5, "cox_last_slope": 0.1})
     page = page_of(tmp_path)
@@ -144,6 +154,16 @@ def test_a_baseline_that_wins_is_shown_as_winning(tmp_path):
     best = [i for i, (tag, values) in enumerate(page.tags) if values.get("class") == "best"]
     ours = next(i for i, (tag, values) in enumerate(page.tags) if tag == "tr" and values.get("class") == "ours")
     assert best and min(best) < ours
+
+
+def test_differences_from_the_best_baseline(run):
+    gain = {"from": "cox_last_slope", "c_index": {"value": 0.061, "low": 0.012, "high": 0.109}}
+    change(run / "metrics.json", lambda found: found["tlstm"]["test"].update(difference=gain))
+    page = page_of(run)
+    assert page.rows[0][:4] == ["model", "C-index", "difference", "Uno's C"]
+    assert page.row("history (T-LSTM)")[2] == "0.061 (0.012 to 0.109)" and page.row("cox last slope")[2] == ""
+    assert "Difference: of the C-index from cox last slope, on the same resamples" in page.words
+    assert len({len(row) for row in page.rows[:4]}) == 1
 
 
 def test_the_caveats(run):
