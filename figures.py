@@ -45,7 +45,7 @@ STYLED = matplotlib.rc_context(
     }
 )
 AHEAD = "years after the prediction"
-LOSSES = {"cox": "Cox loss (nats per event)", "rank": "ranking loss (nats per pair)"}
+LOSS = "loss (nats)"
 
 
 @STYLED
@@ -63,27 +63,26 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 
 # ---- Training --------------------------------------------------------------------------------------------
 @STYLED
-def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None, loss: str = "cox") -> Figure:
+def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
     """Losses and validation C-index by epoch, with the epoch whose weights were kept.
 
     Args:
         cnn: `epoch, loss, val_loss, val_c_index`; kept is the highest C-index, ties by loss. None: not trained.
-        tlstm: `epoch, train_loss, val_loss`, means over the seeds, and `best`, the mean of what they keep.
-        loss: of stage 1, `cox` or `rank`.
+        tlstm: `epoch, train_loss, val_loss`, means over the seeds; kept is the lowest `val_loss`. None: not trained.
     """
     figure = _figure(2.3 * ((cnn is not None) + (tlstm is not None)))
     rows = figure.subplots((cnn is not None) + (tlstm is not None), 3, squeeze=False)
     if cnn is not None:
         kept = cnn.sort_values(["val_c_index", "val_loss"], ascending=[False, True], kind="stable").iloc[0]
         epoch, best = cnn["epoch"], kept["epoch"]
-        _course(rows[0, 0], epoch, cnn["loss"], best, BLUE, "one scan: training", LOSSES[loss])
-        _course(rows[0, 1], epoch, cnn["val_loss"], best, VERMILION, "validation", LOSSES[loss])
+        _course(rows[0, 0], epoch, cnn["loss"], best, BLUE, "one scan: training", LOSS)
+        _course(rows[0, 1], epoch, cnn["val_loss"], best, VERMILION, "validation", LOSS)
         title = f"{kept['val_c_index']:.3f} at epoch {best:.0f}"
         _course(rows[0, 2], epoch, cnn["val_c_index"], best, VERMILION, title, "C-index")
     if tlstm is not None:
         epoch, best = tlstm["epoch"], tlstm.sort_values("val_loss", kind="stable")["epoch"].iloc[0]
-        _course(rows[-1, 0], epoch, tlstm["train_loss"], best, BLUE, "history: training", LOSSES["cox"])
-        _course(rows[-1, 1], epoch, tlstm["val_loss"], best, VERMILION, f"validation: epoch {best:.0f}", LOSSES["cox"])
+        _course(rows[-1, 0], epoch, tlstm["train_loss"], best, BLUE, "history: training", LOSS)
+        _course(rows[-1, 1], epoch, tlstm["val_loss"], best, VERMILION, f"validation: epoch {best:.0f}", LOSS)
         rows[-1, 2].set_axis_off()
     return figure
 

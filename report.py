@@ -92,10 +92,10 @@ def _figures(run: Run) -> Iterator[tuple[str, str, str, Figure]]:
         yield (
             "training",
             "Training",
-            "Dashed: the epoch whose weights were kept. Of one scan it has the highest validation C-index; of the "
-            "history each seed keeps its own, and the lowest mean loss of the seeds is marked. Losses of the two "
-            "parts are over risk sets of different sizes: compare their course, not their height.",
-            figures.training(run.cnn, run.tlstm, run.settings.get("LOSS", "cox")),
+            "Dashed: the epoch whose weights were kept, of one scan that with the highest validation C-index, of the "
+            "history that with the lowest validation loss (mean of the seeds; epoch 0 is the linear link alone). "
+            "A loss depends on how many subjects it is over: compare the course of two, not their height.",
+            figures.training(run.cnn, run.tlstm),
         )
     if run.predicted is not None and run.test is not None:
         yield from _test_figures(run, run.test)
