@@ -283,14 +283,22 @@ def _explanation(folder: Path, inlined: "Inlined") -> dict[str, Any]:
     viewers = {path.stem: inlined.text(path) for path in sorted(folder.glob("*.html"))}
     files = [path for suffix in (".png", ".gif") for path in folder.glob(f"*{suffix}")]
     pictures = sorted(files, key=lambda path: (path.suffix == ".gif", not path.stem.startswith("shap"), path.name))
-    regions = folder / "regions.csv"
     return {
         "name": folder.name,
         "viewers": {name: page for name, page in viewers.items() if page is not None},
         "pictures": [(path.name, uri) for path in pictures if (uri := inlined.uri(path)) is not None],
         "evidence": list(_flat(read_json(folder / "metrics.json"))),
-        "regions": pd.read_csv(regions).head(MOST_REGIONS).to_dict("records") if regions.is_file() else [],
+        "regions": _regions(folder / "regions.csv"),
     }
+
+
+def _regions(path: Path) -> list[dict[str, str]]:
+    """The regions of the largest attributions, in words."""
+    if not path.is_file():
+        return []
+    table = pd.read_csv(path).sort_values("attribution", key=np.abs, ascending=False, kind="stable")
+    rows = table.drop(columns="label", errors="ignore").head(MOST_REGIONS).to_dict("records")
+    return [{str(name): _told(value) for name, value in row.items()} for row in rows]
 
 
 def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
@@ -300,7 +308,13 @@ def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, Mapping):
             yield from _flat(value, here)
         else:
-            yield here, f"{value:.3g}" if isinstance(value, float) else "-" if value is None else str(value)
+            yield here, _told(value)
+
+
+def _told(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class Inlined:

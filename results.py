@@ -13,6 +13,7 @@ from files import read_json
 PARTS = ("train", "val", "test")
 PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")
+EXPLAINED = ("metrics.json", "regions.csv")  # either is written after the pictures
 UNREAD = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # all unset: the simulated cohort
 
 
@@ -27,7 +28,7 @@ class Run:
     predicted: pd.DataFrame | None  # of stage 2: subject, split, landmark, time, event, log_hazard, ...
     cnn: pd.DataFrame | None  # histories
     tlstm: pd.DataFrame | None
-    explained: list[Path]  # folders of explained scans
+    explained: list[Path]  # folders of explained scans, and of the cohort
     warnings: list[tuple[str, int]]  # of the log, with how often
 
     @classmethod
@@ -36,7 +37,7 @@ class Run:
         config = read_json(folder / "config.json")
         unit = PER_YEAR[config.get("settings", {}).get("TIME_UNIT", "years")]
         splits = {part: _table(folder / "splits" / f"{part}.csv", unit) for part in PARTS}
-        explained = sorted(path.parent for path in folder.glob("explain/*/metrics.json"))
+        explained = {path.parent for name in EXPLAINED for path in folder.glob(f"explain/*/{name}")}
         return cls(
             folder=folder,
             config=config,
@@ -45,7 +46,7 @@ class Run:
             predicted=_table(folder / "tlstm" / "predictions.csv"),
             cnn=_table(folder / "cnn" / "history.csv"),
             tlstm=_table(folder / "tlstm" / "history.csv"),
-            explained=explained,
+            explained=sorted(explained),
             warnings=_warnings(folder / "run.log"),
         )
 

@@ -131,5 +131,7 @@ def _write_explanation(folder, rng):
     Image.fromarray(pixels).save(folder / "shap.png")
     Image.fromarray(pixels).save(folder / "gradcam_3d.gif")
     (folder / "shap.html").write_text("<!DOCTYPE html><p id='inside'>\"viewer\" & more</p>")
-    (folder / "regions.csv").write_text("region,share\nleft hippocampus,0.51234\n")
+    (folder / "regions.csv").write_text(
+        "label,region,attribution,share\n1,elsewhere,0.01,\n2,left hippocampus,-0.51234,0.4\n"
+    )
     write_json(folder / "metrics.json", {"shap": {"stability": 0.91234, "localisation": {"auc": None}}})

@@ -229,7 +229,9 @@ def test_a_subjects_name_is_text(run, name):
 # ---- Explanations and record
 def test_an_explanation_with_its_evidence(whole):
     page = page_of(whole)
-    assert page.row("left hippocampus") == ["left hippocampus", "0.512"]
+    assert page.row("left hippocampus") == ["left hippocampus", "-0.512", "0.4"]
+    assert page.row("elsewhere") == ["elsewhere", "0.01", "-"]
+    assert page.words.index("left hippocampus") < page.words.index("elsewhere")  # the largest first
     assert page.row("shap, stability")[1] == "0.912" and page.row("shap, localisation, auc")[1] == "-"
     assert page.frames == ["<!DOCTYPE html><p id='inside'>\"viewer\" & more</p>"]
     kinds = [value.split(";")[0] for value in page.loads if value.startswith("data:")]

@@ -72,5 +72,6 @@ def test_what_is_not_json_is_named(tmp_path):
 def test_explained_scans_are_found(tmp_path):
     write(tmp_path / "explain" / "b" / "metrics.json", "{}")
     write(tmp_path / "explain" / "a" / "metrics.json", "{}")
+    write(tmp_path / "explain" / "cohort" / "regions.csv", "")
     write(tmp_path / "explain" / "unfinished" / "shap.png", "")
-    assert [path.name for path in Run.read(tmp_path).explained] == ["a", "b"]
+    assert [path.name for path in Run.read(tmp_path).explained] == ["a", "b", "cohort"]
