@@ -1,6 +1,6 @@
 """One scan explained: every map with the evidence that it shows what the network uses. `pictures.py` saves it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypedDict
 
 import keras
@@ -31,7 +31,7 @@ def explain_scan(
     background: np.ndarray,
     *,
     engine: Engine = "expected_gradients",
-    steps: int = 64,
+    steps: int = 128,
     seed: int = 0,
     layer: str = "stage4",
     hires_layer: str = "stage2",
@@ -102,6 +102,55 @@ def explain_scan(
         "hirescam": f"HiResCAM, {hires_layer}, {_resolution(model, hires_layer)}",
     }
     return {"volume": volume[..., 0], "maps": maps, "origin": origin, "regions": table, "metrics": metrics}
+
+
+class Cohort(TypedDict):
+    """What `explain_cohort` returns and `pictures.save_cohort` writes."""
+
+    volume: np.ndarray  # (X, Y, Z) float32, the mean of the explained scans
+    mean: np.ndarray  # (X, Y, Z) float32, log-hazard per voxel
+    consistency: np.ndarray  # (X, Y, Z) float32, -1 ... 1: share of subjects above 0 less the share below
+    num_subjects: int
+    tables: dict[str, pd.DataFrame]  # of each subject, by region
+
+
+def explain_cohort(
+    model: keras.Model,
+    scans: Iterable[tuple[str, np.ndarray]],
+    background: np.ndarray,
+    *,
+    voxel_mm: Sequence[float],
+    regions: Regions,
+    steps: int = 32,
+    seed: int = 0,
+) -> Cohort:
+    """The mean SHAP map of many subjects, and where their maps agree in sign.
+
+    Args:
+        model: of `model.build_model`, trained.
+        scans: of each subject its id and one volume (X, Y, Z, 1) float32, all in one space; read one at a time.
+        background: (B, X, Y, Z, 1) float32, scans of other subjects.
+        voxel_mm: size of a voxel along each axis.
+        regions: by which each subject's map is summed.
+        steps: gradients a subject.
+        seed: of the maps.
+    Returns:
+        Maps smoothed before they are averaged or their signs counted: neither is about single voxels.
+    Raises:
+        ValueError: no subject.
+    """
+    shape = model.input_shape[1:4]
+    volume, mean, signs = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    tables = {}
+    for subject, scan in scans:
+        found = expected_gradients(model, scan, background, steps=steps, seed=seed).map
+        tables[subject] = sum_by_region(found, regions)
+        smoothed = smooth(found, voxel_mm) * (scan[..., 0] != 0)
+        volume, mean, signs = volume + scan[..., 0], mean + smoothed, signs + np.sign(smoothed)
+    if not tables:
+        raise ValueError("scans: expected at least one subject")
+    volume, mean, signs = (np.asarray(total / len(tables), np.float32) for total in (volume, mean, signs))
+    return {"volume": volume, "mean": mean, "consistency": signs, "num_subjects": len(tables), "tables": tables}
 
 
 def _resolution(model: keras.Model, layer: str) -> str:

@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from evidence import SMOOTHING_MM, smooth
 from files import write_json, written_whole
+from regions import cohort_table
 
 PERCENTILE = 99.5  # of |map| inside the brain: where the colours end
 COLOURS = LinearSegmentedColormap.from_list(
@@ -127,6 +128,33 @@ def save_explanation(
             explanation["regions"].to_csv(part, index=False)
     write_json(folder / "metrics.json", explanation["metrics"])
     return [*written, folder / "metrics.json"]
+
+
+def save_cohort(
+    folder: str | Path, cohort: dict[str, Any], *, affine: np.ndarray, event: dict[str, bool], seed: int = 0
+) -> list[Path]:
+    """Write the cohort's maps on the network's grid, their slices, and the table of regions with its intervals.
+
+    Args:
+        folder: made if need be.
+        cohort: of `explain.explain_cohort`.
+        affine: (4, 4) of the network's grid, RAS mm.
+        event: whether each subject converted.
+        seed: of the bootstrap.
+    Returns:
+        `mean.nii.gz`, `consistency.nii.gz`, a PNG of each, `regions.csv`.
+    """
+    folder, written = Path(folder), []
+    about = f"{cohort['num_subjects']} subjects, SHAP smoothed {SMOOTHING_MM:g} mm"
+    for name, unit in (("mean", "log-hazard per voxel"), ("consistency", "share of subjects above 0 less below")):
+        path, values = folder / f"{name}.nii.gz", cohort[name]
+        written.append(write_nifti(path, values, affine, shape=values.shape, affine_native=affine))
+        scene = make_scene(cohort["volume"], values, affine, unit=unit)
+        written.append(write_mosaic(folder / f"{name}.png", scene, f"{name.capitalize()} of {about}"))
+    written.append(folder / "regions.csv")
+    with written_whole(written[-1]) as part:
+        cohort_table(cohort["tables"], event, seed=seed).to_csv(part, index=False)
+    return written
 
 
 def write_nifti(

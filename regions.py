@@ -63,19 +63,21 @@ def _describe(centre: np.ndarray, points: np.ndarray) -> str:
     return f"{' '.join(words)} ({', '.join(f'{mm:.0f}' for mm in centre)})"
 
 
-def read_atlas(path: str | Path, names: Mapping[int, str], brain: np.ndarray, affine: np.ndarray) -> Regions:
+def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regions:
     """Read a label image in the scans' space; on another grid it is resampled to the nearest label.
 
     Args:
-        path: NIfTI of whole numbers; 0 is no region.
-        names: of the labels; one without a name is called by its number.
+        path: NIfTI of whole numbers; 0 is no region. A CSV of the same name beside it, `label,region`, names them;
+            a label without a name is called by its number.
         brain: (X, Y, Z) bool on the network's grid.
         affine: (4, 4) of that grid.
     Returns:
         The regions on the network's grid.
     Raises:
-        InputError: not a label image, or one that covers too little of the brain to lie in the same space.
+        InputError: not a label image, one that covers too little of the brain to lie in the same space, or names
+            that can't be read.
     """
+    path = Path(path)
     try:
         image: Any = nib.load(path)
         values = np.asarray(image.dataobj)
@@ -91,8 +93,19 @@ def read_atlas(path: str | Path, names: Mapping[int, str], brain: np.ndarray, af
             f"ATLAS: {path}: expected labels in the scans' space, received an image that covers {covered:.0%} of the "
             "brain. Register the atlas to the scans."
         )
+    names = _read_names(path.with_name(path.name.split(".nii")[0] + ".csv"))
     present = np.unique(labels[labels > 0]).tolist()
     return Regions(labels, {label: names.get(label, str(label)) for label in present})
+
+
+def _read_names(path: Path) -> dict[int, str]:
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    if not {"label", "region"} <= set(table.columns) or not table["label"].str.fullmatch(r"\d+").all():
+        received = ", ".join(table.columns)
+        raise InputError(f"ATLAS: {path}: expected columns label (whole numbers) and region. Received: {received}.")
+    return dict(zip(table["label"].astype(int), table["region"], strict=True))
 
 
 def sum_by_region(values: np.ndarray, regions: Regions) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Attributions against hand-worked values, naive twins, shap's own explainer and planted truth."""
 
+import functools
 import json
 
 import keras
@@ -15,6 +16,7 @@ from evidence import localisation, share_outside, smooth
 from files import InputError
 from gradients import compiled
 from model import STAGES, build_model
+from regions import Regions
 
 # matplotlib deprecates what shap calls when it is imported
 pytestmark = pytest.mark.filterwarnings("ignore:The set_:PendingDeprecationWarning")
@@ -339,6 +341,39 @@ def test_explain_scan_gathers_maps_and_evidence(learned, engine):
 def test_without_truth_nothing_is_said_of_localisation(network, scans):
     metrics = explain.explain_scan(network, scans[0], scans[1:], steps=5, randomisation_steps=0)["metrics"]
     assert "localisation" not in metrics["shap"] and "randomisation" not in metrics
+
+
+def test_regions_of_a_scan_are_summed_and_put_to_the_test(learned):
+    model, truth, volumes, target = learned
+    regions = Regions(np.where(truth, 1, 2) * (volumes[0, ..., 0] != 0), {1: "blob", 2: "rest"})
+    volume = volumes[target.argmax()]
+    found = explain.explain_scan(
+        model, volume, volumes[:8], steps=40, regions=regions, shapley_background=8, randomisation_steps=0
+    )
+    assert found["regions"] is not None
+    table, metrics = found["regions"].set_index("region"), found["metrics"]["shap"]
+    assert table["attribution"].sum() == pytest.approx(found["maps"]["shap"].sum(), abs=1e-5)
+    assert table["shapley"].sum() == pytest.approx(metrics["log_hazard"] - metrics["expected_log_hazard"], abs=1e-4)
+    assert table.index[0] == "blob" and table["shapley"].idxmax() == "blob"
+    assert metrics["deletion"] <= metrics["deletion_random"] and metrics["insertion"] >= metrics["insertion_random"]
+
+
+def test_the_cohorts_mean_and_where_signs_agree(learned):
+    model, truth, volumes, target = learned
+    regions = Regions(truth.astype(np.int16), {1: "blob"})
+    high = np.flatnonzero(target > 0.4)
+    explained = functools.partial(explain.explain_cohort, model, voxel_mm=(4, 4, 4), regions=regions, steps=8)
+    found = explained(((str(i), volumes[i]) for i in high), volumes[:8])
+    single = [
+        smooth(attribution.expected_gradients(model, volumes[i], volumes[:8], steps=8).map, (4,) * 3) for i in high
+    ]
+    inside = volumes[0, ..., 0] != 0
+    np.testing.assert_allclose(found["mean"][inside], np.mean(single, axis=0)[inside], atol=1e-7)
+    np.testing.assert_allclose(found["consistency"][inside], np.mean(np.sign(single), axis=0)[inside], atol=1e-6)
+    assert found["num_subjects"] == len(found["tables"]) == len(high) and not found["mean"][~inside].any()
+    assert found["consistency"][truth].mean() > 0.8 > np.abs(found["consistency"][inside & ~truth]).mean()
+    with pytest.raises(ValueError, match="at least one subject"):
+        explained([], volumes[:8])
 
 
 @pytest.mark.parametrize("wrong", ["volume", "background", "nobody"])

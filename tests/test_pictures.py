@@ -231,3 +231,21 @@ def test_a_map_of_zeros_is_drawn_too(tmp_path, volume):
         (pictures.write_viewer, "a.html"),
     ):
         assert write(tmp_path / name, scene, "nothing").stat().st_size > 5000
+
+
+def test_the_cohorts_maps_and_table(tmp_path, volume):
+    rows = pd.DataFrame({"region": ["left", "right"], "attribution": [1.0, -2.0], "absolute": [1.0, 2.0]})
+    cohort = {
+        "volume": volume,
+        "mean": bump([0, 0, 5]) - 0.5,
+        "consistency": np.sign(bump([0, 0, 5]) - 0.5),
+        "num_subjects": 2,
+        "tables": {"a": rows, "b": rows},
+    }
+    files = pictures.save_cohort(tmp_path / "cohort", cohort, affine=AFFINE, event={"a": True, "b": False})
+    wanted = {"mean.nii.gz", "mean.png", "consistency.nii.gz", "consistency.png", "regions.csv"}
+    assert {path.name for path in files} == {path.name for path in (tmp_path / "cohort").iterdir()} == wanted
+    np.testing.assert_allclose(nib.Nifti1Image.from_filename(files[0]).get_fdata(), cohort["mean"], atol=1e-6)
+    assert pd.read_csv(tmp_path / "cohort" / "regions.csv")["group"].value_counts().to_dict() == dict.fromkeys(
+        ("all", "converted", "stable"), 2
+    )

@@ -73,7 +73,8 @@ def test_an_atlas_on_a_finer_grid_gives_the_nearest_label(tmp_path, brain):
     affine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
     affine[:3, 3] = AFFINE[:3, 3] - 1
     nib.save(nib.Nifti1Image(fine, affine), tmp_path / "atlas.nii.gz")
-    found = regions.read_atlas(tmp_path / "atlas.nii.gz", {7: "left half"}, brain, AFFINE)
+    (tmp_path / "atlas.csv").write_text("label,region\n7,left half\n")
+    found = regions.read_atlas(tmp_path / "atlas.nii.gz", brain, AFFINE)
     assert found.names == {7: "left half", 9: "9"}
     np.testing.assert_array_equal(found.labels, np.where(np.arange(20) < 10, 7, 9)[:, None, None] + np.zeros(SHAPE))
 
@@ -84,13 +85,17 @@ def test_an_atlas_that_cannot_be_used_is_refused(tmp_path, brain):
     elsewhere[0, 3] += 300
     nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), elsewhere), path)
     with pytest.raises(InputError, match=r"atlas\.nii\.gz: expected labels in the scans' space.*covers 0%"):
-        regions.read_atlas(path, {}, brain, AFFINE)
+        regions.read_atlas(path, brain, AFFINE)
     nib.save(nib.Nifti1Image(np.full(SHAPE, 0.5, np.float32), AFFINE), path)
     with pytest.raises(InputError, match="expected a 3-D image of whole numbers"):
-        regions.read_atlas(path, {}, brain, AFFINE)
+        regions.read_atlas(path, brain, AFFINE)
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), AFFINE), path)
+    (tmp_path / "atlas.csv").write_text("number,name\n1,all\n")
+    with pytest.raises(InputError, match=r"atlas\.csv: expected columns label .*Received: number, name"):
+        regions.read_atlas(path, brain, AFFINE)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="can't read it"):
-        regions.read_atlas(path, {}, brain, AFFINE)
+        regions.read_atlas(path, brain, AFFINE)
 
 
 # ---- Sums ----------------------------------------------------------------------------------------------------------
