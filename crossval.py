@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import metrics
-from files import written_whole
+from files import finite_or_none, written_whole
 from linear import fit_link, inner_folds, landmark_sets, ridge_cox, split_rows, stratified_folds
 from predictions import Predictor, curves
 from sequences import Histories, Inputs
@@ -83,6 +83,9 @@ def _evaluate(predict: Predict, train, test, landmark: float, window: float) -> 
     """C truncated at the window, AUC at its end, IBS over it."""
     years = window * np.arange(1, POINTS + 1) / POINTS
     seen, said = predict(train, landmark, years), predict(test, landmark, years)
+    place = {"landmark": landmark, "window": window, "test_share": len(said) / len(seen)}
+    if said.empty:  # nobody of the fold is at risk there
+        return place | dict.fromkeys(FIGURES, np.nan), said
     time, event, log_hazard = (said[name].to_numpy() for name in ("time", "event", "log_hazard"))
     reference = metrics.Reference(
         seen["time"].to_numpy(), seen["event"].to_numpy(bool), float(seen["log_hazard"].median())
@@ -97,14 +100,16 @@ def _evaluate(predict: Predict, train, test, landmark: float, window: float) -> 
         reference=reference,
         num_resamples=2,
     )
-    return {
-        "landmark": landmark,
-        "window": window,
-        "test_share": len(said) / len(seen),
-        "c_index": metrics.concordance(log_hazard, np.minimum(time, window), event & (time <= window)),
-        "auc": found["auc"][str(float(window))]["value"],
-        "ibs": found["ibs"]["value"],
+    truncated = np.minimum(time, window), event & (time <= window)
+    return place | {
+        "c_index": metrics.concordance(log_hazard, *truncated),
+        "auc": _number(found["auc"][str(float(window))]),
+        "ibs": _number(found["ibs"]),
     }, said
+
+
+def _number(estimate: Mapping) -> float:
+    return np.nan if estimate["value"] is None else estimate["value"]
 
 
 # ---- The rivals ------------------------------------------------------------------------------------
@@ -157,16 +162,17 @@ def summarise(figures: pd.DataFrame) -> dict[str, dict]:
     Args:
         figures: of `cross_validate`.
     Returns:
-        `{"<landmark>+<window>": {"<model>": {figure: {"value", "sd"}}, "difference": {"<rival>": {figure:
-        {"value", "se"}}}}}`; the difference is ours minus the rival's, its error corrected for folds that
-        share training subjects: variance * (1 / J + test / train).
+        `{"<landmark>+<window>": {"<model>": {figure: {"value", "sd", "folds"}}, "difference": {"<rival>":
+        {figure: {"value", "se", "folds"}}}}}`; `folds` have the figure, null: too few do. The difference is ours
+        minus the rival's, its error corrected for folds that share training subjects:
+        variance * (1 / folds + test / train).
     Source: Nadeau and Bengio (2003), Machine Learning 52, eq. 5.
     """
     found: dict[str, dict] = {}
     for (landmark, window), here in figures.groupby(["landmark", "window"]):
         models = {str(name): part.set_index(["repeat", "fold"]) for name, part in here.groupby("model", sort=False)}
         summary: dict[str, dict] = {
-            name: {figure: {"value": part[figure].mean(), "sd": part[figure].std()} for figure in FIGURES}
+            name: {figure: _estimate(part[figure], "sd", part[figure].std()) for figure in FIGURES}
             for name, part in models.items()
         }
         ours = models[OURS]
@@ -179,9 +185,17 @@ def summarise(figures: pd.DataFrame) -> dict[str, dict]:
     return found
 
 
-def _difference(gain: pd.Series, test_share: pd.Series) -> dict[str, float]:
-    variance = gain.var() * (1 / len(gain) + test_share.mean())
-    return {"value": float(gain.mean()), "se": float(np.sqrt(variance))}
+def _difference(gain: pd.Series, test_share: pd.Series) -> dict[str, float | int | None]:
+    variance = gain.var() * (1 / max(gain.count(), 1) + test_share.mean())
+    return _estimate(gain, "se", np.sqrt(variance))
+
+
+def _estimate(values: pd.Series, name: str, spread: float) -> dict[str, float | int | None]:
+    return {
+        "value": finite_or_none(values.mean()),
+        name: finite_or_none(spread),
+        "folds": int(values.count()),
+    }
 
 
 def as_text(summary: Mapping[str, Mapping]) -> str:
@@ -199,7 +213,9 @@ def as_text(summary: Mapping[str, Mapping]) -> str:
     return "\n".join(lines)
 
 
-def _plain(estimate: Mapping[str, float], spread: str, sign: str = "") -> str:
+def _plain(estimate: Mapping, spread: str, sign: str = "") -> str:
+    if estimate["value"] is None or estimate[spread] is None:
+        return f"{'-':>14}"
     return f"{estimate['value']:{sign}6.3f} ({estimate[spread]:.3f})"
 
 

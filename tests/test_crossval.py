@@ -91,10 +91,24 @@ def test_difference_and_its_error_by_hand():
     gain = summary["0+2"]["difference"]["rival"]["auc"]
     assert gain["value"] == pytest.approx(0.2)
     assert gain["se"] == pytest.approx(np.sqrt(0.02))
-    assert summary["0+2"]["rival"]["ibs"] == {"value": pytest.approx(0.65), "sd": pytest.approx(np.sqrt(0.005))}
+    assert summary["0+2"]["rival"]["ibs"] == {
+        "value": pytest.approx(0.65),
+        "sd": pytest.approx(np.sqrt(0.005)),
+        "folds": 2,
+    }
     text = crossval.as_text(summary)
     assert "tlstm - rival" in text
     assert "+0.200 (0.141)" in text
+
+
+def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds(rng):
+    table = random_table(rng, num_subjects=60)
+    figures, _ = crossval.cross_validate(table, arms(), plan(num_seeds=2, landmarks=(0.5,), windows=(500.0,)))
+    summary = crossval.summarise(figures)["0.5+500"]
+    assert summary[crossval.OURS]["auc"] == {"value": None, "sd": None, "folds": 0}
+    assert summary[crossval.OURS]["c_index"]["folds"] == 6
+    assert summary["difference"]["locf_cox"]["auc"]["value"] is None
+    assert " -" in crossval.as_text({"0.5+500": summary})
 
 
 def test_curves_are_drawn(rng, tmp_path):
