@@ -169,7 +169,7 @@ class Config(BaseSettings):
     """Our expected gradients, or the GradientExplainer of the package shap, for parity."""
     SHAP_BACKGROUND_SIZE: Count = 32
     """Training scans against which SHAP explains; the map's largest noise is in who they are (paper: 10)."""
-    SHAP_NSAMPLES: Count = 64
+    SHAP_NSAMPLES: Count = 128
     """Gradients per explained scan; more is more exact."""
     GRAD_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage4"
     """The stage that Grad-CAM looks at; a later one knows more and sees more coarsely (paper: the last)."""

@@ -5,6 +5,7 @@ symmetric about zero, which is transparent, and end at the 99.5th percentile of 
 """
 
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +38,13 @@ NUM_COLUMNS, NUM_FRAMES = 7, 36  # of frames at most: no two are alike
 FRAME_MS = 100
 VIEWER_MM = 2.0  # a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
-CLEAR = 0.1  # share of the limit below which a colour is transparent
+CLEAR = 0.1
+BY_CHANCE = 3.3  # standard errors of a share of signs: beyond them at one voxel in 1000 by chance
 OPAQUE = 0.75  # at most, so that the anatomy shows through
 OUTLINE = np.array([235, 235, 235], np.uint8)
 LEGEND = (
-    "Red raises the log-hazard, blue lowers it; colours end at the 99.5th percentile of |map| in the brain, "
-    "clear below a tenth of it. Left is the subject's left."
+    "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
+    "brain, and are clear below {clear:.2g}. Left is the subject's left."
 )
 
 
@@ -54,8 +56,9 @@ class Scene:
     brain: np.ndarray  # (X, Y, Z) bool
     values: np.ndarray  # (X, Y, Z) float32 signed
     limit: float  # |value| at which the colours end
-    unit: str  # of the values
     affine: np.ndarray  # (4, 4) voxel -> RAS mm
+    unit: str  # of the values
+    clear: float  # share of the limit below which a colour is transparent
 
     @property
     def voxel_mm(self) -> np.ndarray:
@@ -145,12 +148,15 @@ def save_cohort(
         `mean.nii.gz`, `consistency.nii.gz`, a PNG of each, `regions.csv`.
     """
     folder, written = Path(folder), []
-    about = f"{cohort['num_subjects']} subjects, SHAP smoothed {SMOOTHING_MM:g} mm"
-    for name, unit in (("mean", "log-hazard per voxel"), ("consistency", "share of subjects above 0 less below")):
+    num_subjects = cohort["num_subjects"]
+    chance = min(BY_CHANCE / np.sqrt(num_subjects), 0.99)  # signs that agree no more than this may well be noise
+    units = {"mean": ("log-hazard per voxel", CLEAR), "consistency": ("share above 0 less share below", chance)}
+    for name, (unit, clear) in units.items():
         path, values = folder / f"{name}.nii.gz", cohort[name]
         written.append(write_nifti(path, values, affine, shape=values.shape, affine_native=affine))
-        scene = make_scene(cohort["volume"], values, affine, unit=unit)
-        written.append(write_mosaic(folder / f"{name}.png", scene, f"{name.capitalize()} of {about}"))
+        scene = make_scene(cohort["volume"], values, affine, unit=unit, clear=clear)
+        heading = f"{name.capitalize()} of {num_subjects} subjects, SHAP smoothed {SMOOTHING_MM:g} mm"
+        written.append(write_mosaic(folder / f"{name}.png", scene, heading))
     written.append(folder / "regions.csv")
     with written_whole(written[-1]) as part:
         cohort_table(cohort["tables"], event, seed=seed).to_csv(part, index=False)
@@ -181,13 +187,14 @@ def write_nifti(
     return Path(path)
 
 
-def make_scene(volume: np.ndarray, values: np.ndarray, affine: np.ndarray, *, unit: str) -> Scene:
+def make_scene(volume: np.ndarray, values: np.ndarray, affine: np.ndarray, *, unit: str, clear: float = CLEAR) -> Scene:
     """Lay a map (X, Y, Z) over the volume (X, Y, Z) that it explains, 0 outside the brain."""
     brain = volume != 0
     low, high = np.percentile(volume[brain], [1, 99.9])
     grey = np.where(brain, np.clip((volume - low) / max(high - low, np.finfo(float).tiny), 0, 1), 0)
     limit = float(np.percentile(np.abs(values[brain]), PERCENTILE))
-    return Scene(grey.astype(np.float32), brain, np.asarray(values, np.float32), limit, unit, np.asarray(affine, float))
+    values, affine = np.asarray(values, np.float32), np.asarray(affine, float)
+    return Scene(grey.astype(np.float32), brain, values, limit, affine, unit, clear)
 
 
 def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
@@ -202,7 +209,7 @@ def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
         return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
 
     strength = np.clip(enlarged(scene.values) / scene.limit, -1, 1) if scene.limit > 0 else np.zeros(size[::-1])
-    opacity = np.clip((np.abs(strength) - CLEAR) * 2.5, 0, OPAQUE)[..., None]
+    opacity = np.clip((np.abs(strength) - scene.clear) * 2.5, 0, OPAQUE)[..., None]
     colour = COLOURS((strength + 1) / 2)[..., :3]
     grey = np.clip(enlarged(scene.grey), 0, 1)[..., None]
     picture = np.rint(255 * (grey * (1 - opacity) + colour * opacity)).astype(np.uint8)
@@ -224,7 +231,8 @@ def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
                 axes.text(x, 0.98, label, transform=axes.transAxes, color="white", ha="center", va="top", fontsize=9)
             axes.set_title(_place(scene, plane, index), color="white", fontsize=8, y=-0.12)
     figure.text(0.01, 0.95, title, color="white", fontsize=12)
-    figure.text(0.01, 0.01, LEGEND, color="0.75", fontsize=9)
+    legend = LEGEND.format(limit=scene.limit, clear=scene.clear * scene.limit)
+    figure.text(0.01, 0.01, legend, color="0.75", fontsize=9)
     _add_colour_bar(figure, scene)
     with written_whole(path) as part:
         figure.savefig(part, dpi=110, facecolor="black")
@@ -236,7 +244,7 @@ def _add_colour_bar(figure: Figure, scene: Scene) -> None:
     axes.imshow(np.linspace(-1, 1, 256)[:, None], aspect="auto", origin="lower", cmap=COLOURS, extent=(0, 1, -1, 1))
     axes.set_xticks([])
     axes.yaxis.tick_right()
-    axes.set_title(scene.unit.replace(" per", "\nper"), color="white", fontsize=9, pad=10)
+    axes.set_title(textwrap.fill(scene.unit, 14), color="white", fontsize=9, pad=10)
     axes.set_yticks([-1, 0, 1], [f"{sign * scene.limit:.2g}" for sign in (-1, 0, 1)], color="white", fontsize=9)
 
 
@@ -321,7 +329,7 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
             bg_img=grey,
             cut_coords=nib.affines.apply_affine(scene.affine, scene.peak()),
             vmax=scene.limit or 1.0,
-            threshold=CLEAR * scene.limit,
+            threshold=scene.clear * scene.limit,
             cmap=COLOURS,
             title=title,
         )
