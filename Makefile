@@ -14,7 +14,7 @@ test: .venv/developing
 lint: .venv/developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy .
+	$(BIN)/mypy *.py benchmarks
 
 bench: .venv/developing
 	for name in benchmarks/*.py; do $(BIN)/python $$name || exit 1; done

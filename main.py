@@ -18,13 +18,12 @@ import pandas as pd
 from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
-import baselines
 import simulate
 import tables
 from config import Config, read_config
 from data import Cache, build_cache, load_volume, load_volumes
+from evaluation import closing_table, evaluate_run, read_predictions
 from files import InputError, read_json, safe_name, write_json
-from predictions import curve_years, evaluate_parts
 from record import HERE, UPSTREAM, Record, digest, log_to, open_folder
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
@@ -33,7 +32,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no
 
 STOPPED = 143  # stopped by a signal; the same command goes on
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
-NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +65,7 @@ class Pipeline:
             if stage in self.config.STAGES:
                 self._unless_done(stage, do)
         if "report" in self.config.STAGES:
+            self._require_above("report")
             self.report()
 
     def train(self) -> None:
@@ -139,8 +138,7 @@ class Pipeline:
         """Evaluate every model on the same split, write the page, and print the table."""
         import report
 
-        if self.record.is_done("features"):
-            write_json(self.folder / "metrics.json", self._evaluate())
+        write_json(self.folder / "metrics.json", self._evaluate())
         page = report.write_report(self.folder)
         print(closing_table(read_json(self.folder / "metrics.json")))
         print(f"\nEverything is in {self.folder}; begin with {page}")
@@ -189,14 +187,17 @@ class Pipeline:
         logger.info("volumes: %d preprocessed now, the others were in the cache", self.cache.num_built)
 
     def _unless_done(self, stage: str, do: Callable[[], None]) -> None:
-        above = UPSTREAM[stage]
         if self.record.is_done(stage):
             logger.info("%s: done already, with the same settings and input", stage)
             return
-        if above is not None and not self.record.is_done(above):
-            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings. Add it to STAGES.")
+        self._require_above(stage)
         with self.record.doing(stage):
             do()
+
+    def _require_above(self, stage: str) -> None:
+        above = UPSTREAM[stage]
+        if above is not None and not self.record.is_done(above):
+            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings. Add it to STAGES.")
 
     def _entries(self, name: str) -> list[Path]:
         """The cache entries of a part's scans."""
@@ -220,33 +221,14 @@ class Pipeline:
         model.load_weights(self.folder / "cnn" / "best.weights.h5")
         return model
 
-    def _evaluate(self) -> dict:
-        """`metrics.json`: stage 1, stage 2, the baselines and, where the truth is known, the oracle."""
-        features = {
-            name: tables.read_features(self.folder / "features" / f"{name}.parquet", time_unit=self.config.TIME_UNIT)
-            for name in tables.PARTS
-        }
-        years = curve_years(self.config.HORIZONS)
-        known = read_json(self.folder / "metrics.json") if self.record.is_done("tlstm") else {}
-        found = {
-            "cnn": self._figures(baselines.one_scan(features, years)),
-            "tlstm": known.get("tlstm"),
-            "baselines": {
-                name: {"test": self._figures(predicted, ("train", "test"))["test"]}
-                for name, predicted in baselines.cox_models(features, years).items()
-            },
-        }
-        if self.simulated is not None:
-            truth = baselines.oracle(features, self.simulated / "truth.csv", years)
-            found["oracle"] = {
-                name: self._figures(predicted, ("train", "test"))["test"]["c_index"]
-                for name, predicted in truth.items()
-            }
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _figures(self, predicted: dict[str, pd.DataFrame], parts: tuple[str, ...] = tables.PARTS) -> dict[str, dict]:
-        return evaluate_parts(
-            {part: predicted[part] for part in parts},
+    def _evaluate(self) -> dict[str, Any]:
+        unit = self.config.TIME_UNIT
+        paths = {name: self.folder / "features" / f"{name}.parquet" for name in tables.PARTS}
+        predicted = self.folder / "tlstm" / "predictions.csv"
+        return evaluate_run(
+            {name: tables.read_features(path, time_unit=unit) for name, path in paths.items()},
+            read_predictions(predicted) if self.record.is_done("tlstm") else None,
+            truth=self.simulated / "truth.csv" if self.simulated is not None else None,
             horizons=self.config.HORIZONS,
             num_resamples=self.config.NUM_RESAMPLES,
             seed=self.config.SEED,
@@ -294,34 +276,6 @@ class Pipeline:
         rows = [part.drop(columns="nifti_path") for part in self.parts.values()]
         hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
         return digest(*hashes, *(entry.name for entry in self.cache.entries))
-
-
-def closing_table(metrics: dict[str, Any]) -> str:
-    """The test part's figures of every model, a line each, as text."""
-    models = {NAMES[name]: metrics[name]["test"] for name in NAMES if name in metrics}
-    models |= {name.replace("_", " "): found["test"] for name, found in metrics.get("baselines", {}).items()}
-    if not models:
-        return "No stage has been evaluated."
-    first = next(iter(models.values()))
-    years = list(first["auc"])
-    rows = [["test part", "C-index", "95 % interval", *(f"AUC {float(year):g} y" for year in years), "IBS"]]
-    for name, found in models.items():
-        figures = [found["c_index"], *(found["auc"][year] for year in years), found["ibs"]]
-        told = [_told(figure["value"]) for figure in figures]
-        rows.append([name, told[0], _interval(found["c_index"]), *told[1:]])
-    for name, estimate in metrics.get("oracle", {}).items():
-        rows.append([f"oracle, {name.replace('_', ' ')}", _told(estimate["value"]), _interval(estimate)])
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{first['n']} test subjects, {first['events']} of them with an event."])
-
-
-def _told(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _interval(estimate: dict[str, Any]) -> str:
-    return "-" if estimate["low"] is None else f"{estimate['low']:.3f} to {estimate['high']:.3f}"
 
 
 def _in_words(value: Any) -> str:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "pandas", "nibabel", "nilearn", "lifelines", "torchsurv", "shap")
-UPSTREAM = {"cnn": None, "features": "cnn", "tlstm": "features", "explain": "tlstm", "report": None}
+UPSTREAM = {"cnn": None, "features": "cnn", "tlstm": "features", "explain": "tlstm", "report": "features"}
 DEPENDS = {  # the settings that a stage's result depends on, beside those of the stages above it
     "cnn": (
         "SEED TARGET_SHAPE RESAMPLE WIDTH NORM DROPOUT_RATE LOSS TIES VISIT_ORDER_WEIGHT BATCH_SIZE RISK_SET "

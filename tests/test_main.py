@@ -151,10 +151,13 @@ def test_what_is_done_is_not_repeated_and_a_changed_setting_is(finished):
     """The stages below the changed setting are done anew, those above it are not, and the reason is said."""
     folder = finished[1]
     before = digests(folder)
-    again = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=4", '--STAGES=["cnn","features","tlstm"]')
+    again = run(*SMALL, f"--OUTPUT_DIR={folder}", "--HORIZONS=1,2", '--STAGES=["cnn","features","tlstm"]')
     assert again.returncode == 0, again.stderr[-3000:]
     assert "cnn: done already" in again.stderr and "features: done already" in again.stderr
-    assert "tlstm: done anew, since it depends on what has changed: TLSTM_EPOCHS was 5, is 4" in again.stderr
+    assert (
+        "tlstm: done anew, since it depends on what has changed: HORIZONS was [2.0, 3.0, 5.0], is [1.0, 2.0]"
+        in again.stderr
+    )
     after = digests(folder)
     changed = {name for name in before if before[name] != after.get(name)}
     assert {"tlstm/model.pt", "tlstm/predictions.csv"} <= changed

@@ -1,0 +1,114 @@
+"""Every model of a run on the same split: what goes into `metrics.json`, and the table at the end."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import baselines
+from metrics import Reference, compare
+from predictions import curve_years, curves, evaluate_parts
+from tables import PARTS
+
+NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
+
+Predicted = Mapping[str, pd.DataFrame]  # predictions of train, val and test, a row a subject
+
+
+def evaluate_run(
+    features: Mapping[str, pd.DataFrame],
+    stage2: Predicted | None,
+    *,
+    truth: Path | None,
+    horizons: Sequence[float],
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Evaluate stage 1, stage 2, the baselines and, where it is known, the truth.
+
+    Args:
+        features: feature tables of the parts, in memory's columns.
+        stage2: predictions at each subject's last visit; None if stage 2 was not run.
+        truth: `truth.csv` of the simulated cohort.
+        horizons: years.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    Returns:
+        `cnn` and `tlstm` by part, `baselines` on test, `oracle` (C-index on test); the test parts of `cnn` and
+        `tlstm` also hold the `difference` from the baseline with the highest C-index, on the same resamples.
+    """
+    years, how = curve_years(horizons), {"horizons": horizons, "num_resamples": num_resamples, "seed": seed}
+    models = {"cnn": baselines.one_scan(features, years)} | ({"tlstm": stage2} if stage2 is not None else {})
+    rivals = baselines.cox_models(features, years)
+    found: dict[str, Any] = {name: evaluate_parts(predicted, **how) for name, predicted in models.items()}
+    found["baselines"] = {name: {"test": _on_test(predicted, how)} for name, predicted in rivals.items()}
+    best = max(rivals, key=lambda name: found["baselines"][name]["test"]["c_index"]["value"] or 0.0)
+    for name, predicted in models.items():
+        found[name]["test"]["difference"] = {"from": best, **_difference(predicted, rivals[best], how)}
+    if truth is not None:
+        known = baselines.oracle(features, truth, years)
+        found["oracle"] = {name: _on_test(predicted, how)["c_index"] for name, predicted in known.items()}
+    return found
+
+
+def read_predictions(path: Path) -> dict[str, pd.DataFrame]:
+    """Stage 2's predictions by part, in memory's columns."""
+    table = pd.read_csv(path, dtype={"subjectid": str}, keep_default_na=False, na_values=[""])
+    table = table.rename(columns={"subjectid": "subject", "convert_status": "event"}).astype({"event": bool})
+    return {part: table[table["split"] == part].reset_index(drop=True) for part in PARTS}
+
+
+def closing_table(metrics: Mapping[str, Any]) -> str:
+    """The test part's figures of every model, a line each, as text."""
+    models = {NAMES[name]: metrics[name]["test"] for name in NAMES if name in metrics}
+    models |= {name.replace("_", " "): found["test"] for name, found in metrics.get("baselines", {}).items()}
+    if not models:
+        return "No stage has been evaluated."
+    first = next(iter(models.values()))
+    years = list(first["auc"])
+    heads = ["test part", "C-index", "95 % interval", *(f"AUC {float(year):g} y" for year in years), "IBS"]
+    best = next((found["difference"]["from"] for found in models.values() if "difference" in found), "the best")
+    rows = [[*heads, f"C less {best.replace('_', ' ')}"]]
+    for name, found in models.items():
+        figures = [found["c_index"], *(found["auc"][year] for year in years), found["ibs"]]
+        c_index, *others = [_told(figure["value"]) for figure in figures]
+        gain = found["difference"]["c_index"] if "difference" in found else None
+        difference = f"{_told(gain['value'], '+')} ({_interval(gain, '+')})" if gain else ""
+        rows.append([name, c_index, _interval(found["c_index"]), *others, difference])
+    for name, estimate in metrics.get("oracle", {}).items():
+        rows.append([f"oracle, {name.replace('_', ' ')}", _told(estimate["value"]), _interval(estimate)])
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{first['n']} test subjects, {first['events']} of them with an event."])
+
+
+def _on_test(predicted: Predicted, how: dict[str, Any]) -> dict[str, Any]:
+    return evaluate_parts({part: predicted[part] for part in ("train", "test")}, **how)["test"]
+
+
+def _difference(ours: Predicted, theirs: Predicted, how: dict[str, Any]) -> dict[str, Any]:
+    """Of two models on the test part, their rows brought into one order."""
+    one, other = (predicted["test"].sort_values("subject", ignore_index=True) for predicted in (ours, theirs))
+    train = ours["train"]
+    (years, first), (_, second) = curves(one), curves(other)
+    return compare(
+        (one["log_hazard"].to_numpy(), first),
+        (other["log_hazard"].to_numpy(), second),
+        one["time"].to_numpy(),
+        one["event"].to_numpy(),
+        grid=years,
+        horizons=tuple(how["horizons"]),
+        reference=Reference(train["time"].to_numpy(), train["event"].to_numpy(), float(np.median(train["log_hazard"]))),
+        num_resamples=how["num_resamples"],
+        seed=how["seed"],
+    )
+
+
+def _told(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.3f}"
+
+
+def _interval(estimate: Mapping[str, Any], sign: str = "") -> str:
+    return "-" if estimate["low"] is None else f"{estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f}"
