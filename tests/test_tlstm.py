@@ -66,8 +66,9 @@ def test_cox_equals_lifelines_with_ties(rng):
 @pytest.mark.parametrize("ties", ["efron", "breslow"])
 @pytest.mark.parametrize("spread", [1.0, 1000.0])  # summed in float64, or in log space
 def test_cox_gradient_equals_finite_differences(rng, ties, spread):
-    inputs, time, event, stratum = survival_data(rng, num_rows=20)
+    inputs, time, event, stratum = survival_data(rng)
     sets = linear.risk_sets(time, event, stratum, ties)
+    assert sets.num_ties < len(sets.event)
     log_hazard = torch.tensor(inputs[:, 0], requires_grad=True)
     with torch.no_grad():
         log_hazard[3] += spread
@@ -270,6 +271,33 @@ def test_training_is_reproducible_and_never_worse_than_the_link_on_validation(rn
     np.testing.assert_array_equal(first, second)
     assert history["val_loss"].min() <= history["val_loss"].iloc[0]
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0]
+
+
+def test_the_kept_epoch_is_the_best_on_validation(rng):
+    table = random_table(rng, num_subjects=60)
+    settings = dataclasses.replace(QUICK, epochs=60, learning_rate=0.05, patience=60)
+    predictor, history = fitted(table, settings)
+    event = table.drop_duplicates("subject")["event"].to_numpy(bool)
+    data = sequences.Histories.of(table, predictor.prepare, (0.5, 1.0, 2.0))
+    splits = linear.split_rows(data.landmarks, linear.inner_folds(event, 2, np.random.default_rng(0)))
+    seeds, _ = predictor.seeds(data)
+    losses = [linear.cox_loss(own[part.val], part.val_sets) for own, part in zip(seeds, splits, strict=True)]
+    assert np.mean(losses) == pytest.approx(history["val_loss"].min(), abs=1e-4)
+    assert history["val_loss"].min() < history["val_loss"].iloc[-1] - 0.01
+
+
+def test_baselines_and_scales_are_of_the_training_subjects(rng):
+    table = random_table(rng, num_subjects=60)
+    subjects = np.unique(table["subject"].to_numpy(str))
+    held = np.arange(60) % 4 == 0
+    validation = np.tile(held, (2, 1))
+    predictor, _ = tlstm.fit(table, validation, ["log_hazard", "lab"], grid=(), settings=QUICK)
+    own = table[table["subject"].isin(subjects[~held])].reset_index(drop=True)
+    again = sequences.Inputs.fit(own, ["log_hazard", "lab"], num_components=0)
+    np.testing.assert_array_equal(predictor.prepare(table), again(table))
+    said = predictor.predict(own, years=YEARS)
+    expected = tlstm.predictions.metrics.breslow(*(said[name].to_numpy() for name in ("log_hazard", "time", "event")))
+    np.testing.assert_allclose(predictor.baselines[0].cumulative_hazard, expected.cumulative_hazard, rtol=1e-6)
 
 
 def test_one_visit_everywhere_is_a_cox_model_and_says_so(rng, caplog):
