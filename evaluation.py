@@ -39,7 +39,8 @@ def evaluate_run(
         `cnn` and `tlstm` by part, `baselines` on test, `oracle` (C-index on test); the test parts of `cnn` and
         `tlstm` also hold the `difference` from the baseline with the highest C-index, on the same resamples.
     """
-    years, how = curve_years(horizons), {"horizons": horizons, "num_resamples": num_resamples, "seed": seed}
+    years = curve_years(horizons)
+    how: dict[str, Any] = {"horizons": horizons, "num_resamples": num_resamples, "seed": seed}
     models = {"cnn": baselines.one_scan(features, years)} | ({"tlstm": stage2} if stage2 is not None else {})
     rivals = baselines.cox_models(features, years)
     found: dict[str, Any] = {name: evaluate_parts(predicted, **how) for name, predicted in models.items()}

@@ -197,7 +197,8 @@ class Pipeline:
     def _require_above(self, stage: str) -> None:
         above = UPSTREAM[stage]
         if above is not None and not self.record.is_done(above):
-            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings. Add it to STAGES.")
+            why = "; ".join(self.record.changes(above)) or "it was never finished"
+            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings ({why}). Add it to STAGES.")
 
     def _entries(self, name: str) -> list[Path]:
         """The cache entries of a part's scans."""
