@@ -56,7 +56,7 @@ class Inputs:
     logged: tuple[str, ...]  # positive columns with a long right tail: their logarithm is taken
     median: np.ndarray  # (F,)
     scale: Scale  # of the columns
-    components: np.ndarray  # (K, image features); its rows are scaled to unit variance of the scores
+    components: np.ndarray  # (K, image features); the first score has unit variance, the others less
     state: Scale  # of values, indicators and times together
     change: Scale  # of the changes since the first visit
 
@@ -81,7 +81,11 @@ class Inputs:
         draft = cls(columns, missing, logged, median, scale, components, _unscaled(), _unscaled())
         state, change = draft._blocks(table)
         later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
-        return dataclasses.replace(draft, state=Scale.fit(state), change=_spread_only(change[later]))
+        of_state, of_change = Scale.fit(state), _spread_only(change[later])
+        for factor in (of_state.factor, of_change.factor):  # components share one: a ridge shrinks small ones most
+            shared = factor[np.count_nonzero(~_image(columns)) :][: len(components)]
+            shared[:] = shared.min(initial=np.inf)
+        return dataclasses.replace(draft, state=of_state, change=of_change)
 
     def __call__(self, table: pd.DataFrame) -> np.ndarray:
         """The inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
@@ -165,13 +169,13 @@ def _carried(values: pd.DataFrame, subject: pd.Series, median: np.ndarray) -> np
 
 
 def _principal(values: np.ndarray, number: int) -> np.ndarray:
-    """(K, F) first principal axes of centred (M, F), scaled so that the scores have unit variance."""
+    """(K, F) first principal axes of centred (M, F), scaled so that the first score has unit variance."""
     if number == 0 or values.shape[1] == 0:
         return np.zeros((0, values.shape[1]))
     _, singular, axes = np.linalg.svd(values, full_matrices=False)
     number = min(number, int((singular > LEAST_SPREAD * singular[0]).sum()))
     axes = axes[:number] * np.sign(axes[np.arange(number), np.abs(axes[:number]).argmax(axis=1)])[:, None]
-    return axes * (np.sqrt(len(values)) / singular[:number, None])
+    return axes * (np.sqrt(len(values)) / singular[0])
 
 
 def _unscaled() -> Scale:

@@ -79,7 +79,10 @@ def test_components_replace_the_image_features_and_log_hazard_stays(rng):
     prepare = fitted(table, num_components=2)
     assert prepare.num_state == 2 + 2 + 2  # log_hazard and lab, components, times
     scores = prepare(table)[:, 2:4]
-    np.testing.assert_allclose(scores.T @ scores / len(table), np.eye(2), atol=1e-9)
+    covariance = scores.T @ scores / len(table)
+    assert covariance[0, 0] == pytest.approx(1)
+    assert 0 < covariance[1, 1] < 1  # a ridge shrinks the smaller component more
+    assert covariance[0, 1] == pytest.approx(0, abs=1e-9)
     everything = fitted(table, num_components=99)
     assert len(everything.components) == 4
     assert fitted(table, num_components=0).num_state == 4
@@ -92,7 +95,7 @@ def test_components_equal_scikit_learn(rng):
     features = table.filter(like="feature_").to_numpy()
     theirs = PCA(2, whiten=True).fit_transform((features - features.mean(axis=0)) / features.std(axis=0))
     ours = fitted(table)(table)[:, 2:4]
-    correlation = np.abs((ours * theirs).mean(axis=0)) / theirs.std(axis=0)
+    correlation = np.abs((ours * theirs).mean(axis=0)) / (theirs.std(axis=0) * ours.std(axis=0))
     np.testing.assert_allclose(correlation, 1, atol=1e-9)
 
 
