@@ -121,7 +121,7 @@ def _integrate(
     row, position = _draw_points(len(background), rounds, seed)  # (K,), (K,)
     sums = np.zeros((2, *volume.shape))
     size = chunk_size(volume)
-    for start in tqdm(range(0, len(row), size), desc="SHAP", unit="chunk", disable=not progress):
+    for start in tqdm(range(0, len(row), size), desc="SHAP", unit="chunk", leave=False, disable=not progress):
         rows, a = row[start : start + size], position[start : start + size, None, None, None, None]
         difference = volume - background[rows]  # (C, X, Y, Z, 1)
         gradient = network.gradient(background[rows] + a * difference).numpy()

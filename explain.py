@@ -40,6 +40,7 @@ def explain_scan(
     regions: Regions | None = None,
     shapley_background: int = 0,
     randomisation_steps: int = 16,
+    progress: bool = False,
 ) -> Explanation:
     """Every map of one scan, with the evidence for it.
 
@@ -57,13 +58,16 @@ def explain_scan(
         regions: by which the SHAP map is summed, and taken out and put back.
         shapley_background: so many of the background for the regions' Shapley values, 2 passes a region each; 0: none.
         randomisation_steps: gradients of each randomised network's map; 0: leave that test out.
+        progress: show a bar of the SHAP map's gradients.
     Returns:
         The maps and the metrics of `explain/<imageid>/metrics.json`.
     Raises:
         InputError: an unknown stage, or volumes of another shape than the model's.
     """
-    explain_shap = {"expected_gradients": expected_gradients, "shap": shap_gradients}[engine]
-    attribution = explain_shap(model, volume, background, steps=steps, seed=seed)
+    if engine == "shap":
+        attribution = shap_gradients(model, volume, background, steps=steps, seed=seed)
+    else:
+        attribution = expected_gradients(model, volume, background, steps=steps, seed=seed, progress=progress)
     maps = {
         "shap": attribution.map,
         "gradcam": gradcam(model, volume, layer),

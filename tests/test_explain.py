@@ -131,6 +131,12 @@ def test_completeness_error_vanishes_with_the_steps(learned):
     assert many.map.sum() == pytest.approx(many.value - many.expected, rel=0.02)
 
 
+def test_a_bar_is_shown_on_request(network, scans, capsys):
+    for progress in (False, True):
+        attribution.expected_gradients(network, scans[0], scans[1:], steps=5, progress=progress)
+        assert ("SHAP" in capsys.readouterr().err) == progress
+
+
 def test_the_same_seed_gives_the_same_map(network, scans):
     one, same, other = (
         attribution.expected_gradients(network, scans[0], scans[1:], steps=10, seed=seed).map for seed in (0, 0, 1)
