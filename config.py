@@ -80,10 +80,18 @@ class Config(BaseSettings):
     """Processes that preprocess; -1: one a core."""
     AUGMENT_SHIFT: NotNegative = 0.5
     """Largest random shift of a training volume along each axis, voxels; 0: none."""
-    AUGMENT_GAIN: Share = 0.1
-    """Largest random change of a training volume's intensity, as a share; 0: none."""
+    AUGMENT_ROTATE: Annotated[float, Field(ge=0, le=45)] = 0.0
+    """Largest random rotation of a training volume about each axis, degrees; 0: none."""
+    AUGMENT_SCALE: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest random change of a training volume's size, as a share; 0: none."""
     AUGMENT_FLIP: bool = False
     """Flip left and right at random. Off: atrophy of the hippocampus is lateralised."""
+    AUGMENT_BIAS: Share = 0.0
+    """Largest share by which a random smooth field brightens or darkens places of a training volume; 0: none."""
+    AUGMENT_GAIN: Share = 0.1
+    """Largest random change of a training volume's z-scores, as a share; 0: none."""
+    AUGMENT_NOISE: NotNegative = 0.0
+    """Largest standard deviation of noise in a training volume, z-scores; 0: none."""
 
     # ---- Stage 1: the 3D ResNet-18 -------------------------------------------------------------------
     WIDTH: Annotated[int, Field(ge=4, le=256)] = 16
@@ -116,6 +124,8 @@ class Config(BaseSettings):
     """Most epochs; a step takes RISK_SET subjects with all their scans."""
     PATIENCE: Count = 8
     """Epochs without a better validation C-index before stage 1 stops."""
+    CROSS_FIT: Annotated[int, Field(ge=0)] = 0
+    """Folds of the training subjects whose features come from a further network without them; 0: off, one network."""
 
     # ---- Stage 2: the T-LSTM -------------------------------------------------------------------------
     POOL: Literal["attention", "last"] = "attention"
@@ -125,7 +135,7 @@ class Config(BaseSettings):
     NUM_SEEDS: Count = 5
     """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
     COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4)
-    """Principal components that may stand for the columns feature_<n>; validation chooses (0: none of them)."""
+    """How many principal components may stand for the columns feature_<n>; validation chooses (0: none)."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties of the link that validation chooses from; more is smoother."""
     HIDDEN: Count = 16
@@ -141,7 +151,7 @@ class Config(BaseSettings):
     TLSTM_EPOCHS: Count = 200
     """Most epochs; each is one step over all training subjects."""
     TLSTM_PATIENCE: Count = 20
-    """Epochs without a lower validation loss before a seed's best weights are kept."""
+    """Epochs without a lower validation loss before training stops; the best epoch's weights are kept."""
     FEATURES: Path | None = None
     """`python tlstm.py` alone: a table of visits (CSV or Parquet) instead of OUTPUT_DIR/features."""
     FOLDS: Annotated[int, Field(ge=0)] = 0
@@ -180,6 +190,13 @@ class Config(BaseSettings):
         if list(horizons) != sorted(set(horizons)):
             raise ValueError("expected ascending years without repeats")
         return horizons
+
+    @field_validator("CROSS_FIT")
+    @classmethod
+    def _folds(cls, number: int) -> int:
+        if number == 1:
+            raise ValueError("expected 0, or 2 folds or more")
+        return number
 
     @model_validator(mode="after")
     def _split_whole(self) -> Self:
