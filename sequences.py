@@ -320,6 +320,12 @@ def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
     refuse("Columns can't be used", problems, "Drop these columns.")
     if dead:
         logger.info("%d constant features are left out: %s", len(dead), ", ".join(dead))
+    missing = int(table[usable].isna().sum().sum())
+    if missing:
+        logger.info(
+            "%d of %d values are missing: the subject's last value, else the training median, stands for them",
+            *(missing, table[usable].size),
+        )
     if not usable:
         raise InputError(
             "expected a column of numbers beside the ids and outcomes, found none with two values or more."

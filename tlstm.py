@@ -256,14 +256,11 @@ def fit(
             links = [fit_link(inputs, splits, penalty) for penalty in settings.penalties]
             candidates += [(*found, prepare, data) for found in links]
     loss, link, prepare, data = min(candidates, key=lambda candidate: candidate[0])
-    logger.log(
-        logging.INFO if progress else logging.DEBUG,
-        "link: %d inputs of %d, %d components, validation loss %.4f",
-        np.count_nonzero(link.any(axis=0)),
-        link.shape[1],
-        len(prepare.components),
-        loss,
-    )
+    level = logging.INFO if progress else logging.DEBUG
+    used = np.count_nonzero(link.any(axis=0))
+    logger.log(level, "link: %d inputs, %d components, validation loss %.4f", used, len(prepare.components), loss)
+    if prepare.logged:
+        logger.log(level, "logarithms are taken of: %s", ", ".join(prepare.logged))
     if not settings.link:
         link = np.zeros_like(link)
     network = TLSTM(data.inputs.shape[1], settings).to(DEVICE)

@@ -167,6 +167,12 @@ def test_a_dead_feature_of_stage_1_is_left_out_aloud(rng, caplog):
     assert "feature_9" in caplog.text
 
 
+def test_missing_values_are_counted_aloud(caplog):
+    caplog.set_level("INFO")
+    sequences.usable_columns({"train": visits_table()})
+    assert "2 of 12 values are missing" in caplog.text
+
+
 def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
     table = visits_table()
     assert sequences.landmark_grid({"t": table}, (0.7, 1.2), 0.5) == (0.0, 0.5, 0.7, 1.0, 1.2)
