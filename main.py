@@ -18,8 +18,10 @@ import pandas as pd
 from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
+import crossfit
 import simulate
 import tables
+import tracking
 from config import Config, read_config
 from data import Cache, build_cache, load_volume, load_volumes
 from evaluation import closing_table, evaluate_run, read_predictions
@@ -70,26 +72,26 @@ class Pipeline:
 
     def train(self) -> None:
         """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
-        import train
-
         folder = self.folder / "cnn"
-        parts = {name: train.Part.of(self.parts[name], self._entries(name)) for name in ("train", "val")}
         if not self.record.resumes("cnn"):
             shutil.rmtree(folder, ignore_errors=True)
-        options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
-        train.train(self._build_model(), parts, train.Options(**options), folder)
+        self._train_network(np.full(len(self.parts["train"]), True), folder)
+        tracking.write_events(folder)
 
     def extract(self) -> None:
         """Write the features and the log-hazard of every scan of every part."""
-        import train
-
-        model = self._trained_model()
-        for name, table in self.parts.items():
-            features = train.extract_features(
-                model, table.drop(columns="nifti_path"), self._entries(name), batch_size=self.config.BATCH_SIZE
+        config, model = self.config, self._trained_model()
+        features = {name: self._features(model, name) for name in tables.PARTS}
+        if config.CROSS_FIT:
+            folder = self.folder / "cnn" / "crossfit"
+            if not self.record.resumes("features"):
+                shutil.rmtree(folder, ignore_errors=True)
+            features["train"] = crossfit.cross_fit(
+                features, self._learn_anew, num_folds=config.CROSS_FIT, seed=config.SEED, folder=folder
             )
-            path = self.folder / "features" / f"{name}.parquet"
-            tables.write_table(features, path, time_unit=self.config.TIME_UNIT)
+            tracking.write_events(folder)
+        for name, table in features.items():
+            tables.write_table(table, self.folder / "features" / f"{name}.parquet", time_unit=config.TIME_UNIT)
 
     def run_tlstm(self) -> None:
         """Stage 2, in a process of its own: TensorFlow holds a GPU until its process ends."""
@@ -99,6 +101,7 @@ class Pipeline:
         if code:
             logger.error("tlstm.py ended with exit code %d", code)
             raise SystemExit(code if code > 0 else STOPPED)
+        tracking.write_events(self.folder / "tlstm")
 
     def explain(self) -> None:
         """SHAP and Grad-CAM of the chosen test scans."""
@@ -222,6 +225,32 @@ class Pipeline:
         model.load_weights(self.folder / "cnn" / "best.weights.h5")
         return model
 
+    def _train_network(self, rows: np.ndarray, folder: Path):
+        """A network trained on some rows (N,) bool of the training part, kept in the folder."""
+        import train
+
+        entries = [entry for entry, chosen in zip(self._entries("train"), rows, strict=True) if chosen]
+        parts = {
+            "train": train.Part.of(self.parts["train"][rows], entries),
+            "val": train.Part.of(self.parts["val"], self._entries("val")),
+        }
+        options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
+        model = self._build_model()
+        train.train(model, parts, train.Options(**options), folder)
+        return model
+
+    def _features(self, model, name: str) -> pd.DataFrame:
+        """The feature table of a part."""
+        import train
+
+        table = self.parts[name].drop(columns="nifti_path")
+        return train.extract_features(model, table, self._entries(name), batch_size=self.config.BATCH_SIZE)
+
+    def _learn_anew(self, rows: np.ndarray, folder: Path) -> dict[str, pd.DataFrame]:
+        """The features by a further network, trained on some rows of the training part."""
+        model = self._train_network(rows, folder)
+        return {name: self._features(model, name) for name in crossfit.LEARNED}
+
     def _evaluate(self) -> dict[str, Any]:
         unit = self.config.TIME_UNIT
         paths = {name: self.folder / "features" / f"{name}.parquet" for name in tables.PARTS}
@@ -236,7 +265,9 @@ class Pipeline:
         )
 
     def _check_choices(self) -> None:
-        """Whom EXPLAIN and SAMPLE_INDEX name must be in the test part: told before hours of training."""
+        """Whom EXPLAIN and SAMPLE_INDEX name must be in the test part: told before hours of training, as CROSS_FIT."""
+        if self.config.CROSS_FIT:
+            crossfit.deal_folds(self.parts["train"], self.config.CROSS_FIT, self.config.SEED)
         test = self.parts["test"]
         problems = [
             f"EXPLAIN: expected {', '.join(BY_RANK)} or the id of a test subject, received {name!r}"

@@ -21,6 +21,8 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "train": {"data", "model", "loss", "callbacks", "tables"},
     "sequences": {"tables"},
     "linear": set(),
+    "crossfit": {"linear"},
+    "tracking": set(),
     "predictions": {"tables", "metrics"},
     "tlstm": {"tables", "metrics", "config", "sequences", "linear", "predictions", "crossval"},
     "crossval": {"tables", "metrics", "config", "sequences", "linear", "predictions", "tlstm"},

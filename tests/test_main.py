@@ -54,7 +54,8 @@ def test_every_promised_file_is_there(finished):
     for name in (
         "config.json run.log metrics.json report.html splits/train.csv splits/val.csv splits/test.csv "
         "cnn/best.weights.h5 cnn/history.csv features/train.parquet features/val.parquet features/test.parquet "
-        "tlstm/model.pt tlstm/model.json tlstm/predictions.csv tlstm/history.csv"
+        "tlstm/model.pt tlstm/model.json tlstm/predictions.csv tlstm/history.csv cnn/history.tfevents "
+        "tlstm/history.tfevents"
     ).split():
         assert (folder / name).stat().st_size > 0, name
     explained = list((folder / "explain").iterdir())

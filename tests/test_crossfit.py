@@ -1,0 +1,114 @@
+"""Cross-fitting without a network: `learn` is a function whose outputs are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ortho_group
+
+from crossfit import align, cross_fit, deal_folds
+from files import InputError
+
+NAMES = [f"feature_{number}" for number in range(1, 4)]
+OUTPUTS = ["log_hazard", *NAMES]
+
+
+def scans(rng, num_subjects, name, visits=2):
+    """A feature table: subjects with some visits each, every second one with an event."""
+    subject = np.repeat([f"{name}{number}" for number in range(num_subjects)], visits)
+    table = pd.DataFrame({"subject": subject, "scan": [f"{name}-{row}" for row in range(len(subject))]})
+    table["event"] = np.repeat(np.arange(num_subjects) % 2 == 0, visits)
+    return table.assign(**dict(zip(OUTPUTS, rng.normal(size=(4, len(subject))).astype(np.float32), strict=True)))
+
+
+@pytest.fixture
+def features(rng):
+    return {"train": scans(rng, 13, "t"), "val": scans(rng, 8, "v")}
+
+
+def moved(table, rotation, *, scale, shift, factor, offset):
+    """The same scans as a network in another space sees them."""
+    other = table.copy()
+    other[NAMES] = table[NAMES].to_numpy() @ rotation.T / scale + shift
+    other["log_hazard"] = (table["log_hazard"] - offset) / factor
+    return other
+
+
+def test_a_network_that_differs_by_a_turn_a_scale_and_a_shift_is_brought_back(features, rng):
+    rotation = ortho_group.rvs(3, random_state=0)
+    seen = {
+        name: moved(table, rotation, scale=2.5, shift=7.0, factor=0.4, offset=-3.0) for name, table in features.items()
+    }
+    aligned = align(seen["train"], seen["val"], features["val"])
+    np.testing.assert_allclose(aligned[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+    assert aligned.drop(columns=OUTPUTS).equals(features["train"].drop(columns=OUTPUTS))
+
+
+def test_alignment_keeps_the_spread_of_what_the_networks_disagree_on(features, rng):
+    """Independent outputs: least squares would shrink them towards the mean; here the spread is the main network's."""
+    theirs = features["val"].assign(**{name: 5 * rng.normal(size=16) for name in OUTPUTS})
+    aligned = align(theirs, theirs, features["val"])
+    for columns in (NAMES, ["log_hazard"]):
+        found, ours = (table[columns].to_numpy(float) for table in (aligned, features["val"]))
+        np.testing.assert_allclose(found.mean(axis=0), ours.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(((found - found.mean(axis=0)) ** 2).sum(), ((ours - ours.mean(axis=0)) ** 2).sum())
+
+
+def test_a_log_hazard_keeps_its_direction(features):
+    """A network that ranks validation the other way round is not turned: higher stays an earlier event."""
+    theirs = features["val"].assign(log_hazard=-features["val"]["log_hazard"])
+    aligned = align(theirs, theirs, features["val"])
+    assert aligned["log_hazard"].corr(theirs["log_hazard"]) == pytest.approx(1)
+
+
+def test_a_dead_network_gives_finite_features(features):
+    theirs = features["val"].assign(**dict.fromkeys(OUTPUTS, 0.0))
+    assert np.isfinite(align(theirs, theirs, features["val"])[OUTPUTS]).all(axis=None)
+
+
+def test_a_scan_has_the_features_of_the_network_that_never_saw_its_subject(features, tmp_path):
+    """Each network marks the scans it learnt from: no mark may come through."""
+    learnt_from = []
+
+    def learn(rows, folder):
+        learnt_from.append(rows)
+        folder.mkdir(parents=True)
+        seen = features["train"].copy()
+        seen.loc[rows, OUTPUTS] = 1000.0
+        return {"train": seen, "val": features["val"]}
+
+    found = cross_fit(features, learn, num_folds=3, seed=0, folder=tmp_path)
+    np.testing.assert_allclose(found[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+    assert list(found["scan"]) == list(features["train"]["scan"])
+    assert (np.sum(learnt_from, axis=0) == 2).all()  # of 3: every scan was held out once
+    assert len(list(tmp_path.glob("*/features.parquet"))) == 3
+
+
+def test_a_finished_network_is_not_trained_again(features, tmp_path):
+    asked: list[str] = []
+
+    def learn(rows, folder):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(folder.name)
+        return features
+
+    with pytest.raises(KeyboardInterrupt):
+        cross_fit(features, learn, num_folds=2, seed=0, folder=tmp_path)
+    asked.insert(0, "so that the next one is not stopped")
+    again = cross_fit(features, learn, num_folds=2, seed=0, folder=tmp_path)
+    assert asked[1:] == ["1", "2"]
+    np.testing.assert_allclose(again[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+
+
+def test_folds_are_of_whole_subjects_and_share_the_events(features):
+    table = features["train"].assign(fold=deal_folds(features["train"], 3, 0))
+    assert (table.groupby("subject")["fold"].nunique() == 1).all()
+    by_fold = table.drop_duplicates("subject").groupby("fold")["event"]
+    assert list(by_fold.sum()) == [3, 2, 2] and list(by_fold.size()) == [5, 4, 4]
+    assert (deal_folds(features["train"], 3, 0) == table["fold"]).all()
+    assert (deal_folds(features["train"], 3, 1) != table["fold"]).any()
+
+
+def test_more_folds_than_events_are_refused(features):
+    with pytest.raises(InputError, match="CROSS_FIT: expected at most 7, the training subjects with an event"):
+        deal_folds(features["train"], 8, 0)
