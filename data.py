@@ -25,9 +25,10 @@ from tqdm import tqdm
 from files import InputError, written_whole
 from tables import refuse
 
-VERSION = 1  # of the preprocessing; a change makes every cache entry anew
+VERSION = 2  # of the preprocessing; a change makes every cache entry anew
 CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
 GRID_TOLERANCE = 1e-2  # mm: affines that differ by less are one space
+UNSCALED = (1, 0)  # slope and intercept of a file whose numbers are the greys themselves
 MOST_AFTER = 2**20  # bytes that may follow a volume in its file
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
 
@@ -119,6 +120,27 @@ def read_grid(path: str | Path) -> Grid:
     return _grid(_open(path))
 
 
+def read_image(path: str | Path) -> Any:
+    """A NIfTI image whose header is sound; a packed one is read whole, once, to the checksum at its end.
+
+    Raises:
+        InputError: unreadable, not 3-D, not grey, an affine that is singular, or more in the file than its header says.
+        OSError, EOFError, zlib.error: packed, and damaged.
+    """
+    image = _open(path)
+    if not str(path).endswith(".gz"):
+        return image
+    packed, size = image.dataobj, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    with gzip.open(path) as file:
+        content = file.read(size)
+        if len(file.read(MOST_AFTER)) == MOST_AFTER:
+            raise InputError(f"expected {size} bytes by its header, received over {MOST_AFTER} more")
+    values = np.ndarray(packed.shape, packed.dtype, content, packed.offset, order=packed.order)
+    if (packed.slope, packed.inter) != UNSCALED:
+        values = values * np.float32(packed.slope) + np.float32(packed.inter)
+    return type(image)(values, image.affine, image.header)
+
+
 def load_volume(entry: str | Path) -> np.ndarray:
     """One cached volume: (X, Y, Z, 1) float32."""
     return np.asarray(np.load(entry, mmap_mode="r"), np.float32)[..., None]
@@ -139,30 +161,45 @@ def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None
     Returns:
         (X, Y, Z) float32 in RAS order; z-scored over its voxels that are not 0, which stay 0.
     Raises:
-        InputError: empty, constant, or not finite.
+        InputError: empty, constant (as a whole, or once resized), or not finite.
     """
     image = nib.as_closest_canonical(image)
     if grid is not None and not grid.matches(_grid(image)):
         image = resample_from_to(image, (grid.shape, grid.affine), order=1)
-    values = np.asarray(image.dataobj, np.float32)
-    if not np.isfinite(values).all():
+    values = _greys(image)
+    lowest, highest = values.min(), values.max()
+    if not (np.isfinite(lowest) and np.isfinite(highest)):
         raise InputError(f"expected finite values, received {np.count_nonzero(~np.isfinite(values))} that are not")
-    greys = np.unique(values[values != 0])[:2]
-    if len(greys) < 2:
-        raise InputError(f"expected a brain, received {'nothing but 0' if len(greys) == 0 else f'only {greys[0]:g}'}")
+    grey = highest if highest != 0 else lowest
+    if np.count_nonzero(values) == np.count_nonzero(values == grey) * (grey != 0):
+        raise InputError(f"expected a brain, received {'nothing but 0' if grey == 0 else f'only {grey:g}'}")
     values = resize(values, shape)
     brain = values != 0
-    inside = values[brain].astype(np.float64)
-    values[brain] = (inside - inside.mean()) / inside.std()
+    inside = values[brain]
+    if len(inside) == 0 or inside.min() == inside.max():
+        raise InputError(f"expected greys that differ at {' x '.join(map(str, shape))} voxels too, received one")
+    mean, sd = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    values[brain] = (inside - np.float32(mean)) / np.float32(sd)
     return values
 
 
 def resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Linear resampling of (X, Y, Z) to `shape` over the same box, a matrix product an axis; edges are held."""
-    for axis, (old, new) in enumerate(zip(values.shape, shape, strict=True)):
-        if old != new:
-            values = np.moveaxis(np.tensordot(_weights(old, new), values, axes=(1, axis)), 0, axis)
-    return np.array(values, np.float32, order="C")
+    """Linear resampling of (X, Y, Z) numbers to `shape` over the same box, in float32; edges are held.
+
+    Two slices make a new one along Y, two rows a new one along Z, and a matrix product does X: a NIfTI file has X
+    fastest, the network Z, so the product turns the array over as it goes.
+    """
+    (y, y_share), (z, z_share) = (_neighbours(old, new) for old, new in zip(values.shape[1:], shape[1:], strict=True))
+    slices = np.empty((shape[1], shape[2], values.shape[0]), np.float32)  # (Y, Z, old X)
+    for new, old, share in zip(slices, y, y_share, strict=True):
+        slab = values[:, old].T * (1 - share) + values[:, old + 1].T * share  # (old Z, old X)
+        np.multiply(slab[z], 1 - z_share[:, None], out=new)
+        new += slab[z + 1] * z_share[:, None]
+    x, x_share = _neighbours(values.shape[0], shape[0])
+    weights = np.zeros((shape[0], values.shape[0]), np.float32)
+    weights[np.arange(shape[0]), x] = 1 - x_share
+    weights[np.arange(shape[0]), x + 1] = x_share
+    return (weights @ slices.reshape(-1, values.shape[0]).T).reshape(shape)
 
 
 def make_dataset(entries: Sequence[Path], shape: tuple[int, int, int], batches: Sequence[np.ndarray]):
@@ -187,50 +224,6 @@ def make_dataset(entries: Sequence[Path], shape: tuple[int, int, int], batches: 
     return dataset.map(load).prefetch(2)
 
 
-def augment(volumes, seeds, *, shift: float, gain: float, flip: bool):
-    """Shift, brighten and mirror volumes at random, inside the graph.
-
-    Args:
-        volumes: (B, X, Y, Z, 1) float32 tensor.
-        seeds: (B, 2) int32; the same seed changes a volume the same way, whatever else happens.
-        shift: largest along each axis, voxels; what comes in from outside is 0.
-        gain: largest change of intensity, as a share.
-        flip: mirror left and right, half of the time.
-    Returns:
-        (B, X, Y, Z, 1) float32 tensor.
-    """
-    import tensorflow as tf
-
-    def one(arguments):
-        volume, seed = arguments
-        draws = tf.random.stateless_uniform((5,), seed, -1.0, 1.0)
-        for axis in range(3):
-            if shift > 0:
-                volume = _shifted(volume, draws[axis] * shift, axis)
-        if flip:
-            volume = tf.cond(draws[4] > 0, lambda: tf.reverse(volume, [0]), lambda: volume)
-        return volume * (1 + gain * draws[3])
-
-    if shift == 0 and gain == 0 and not flip:
-        return volumes
-    return tf.map_fn(one, (volumes, seeds), fn_output_signature=tf.TensorSpec(volumes.shape[1:], tf.float32))
-
-
-def _shifted(volume, by, axis: int):
-    """Shift (X, Y, Z, 1) by a fraction of voxels along an axis, linearly."""
-    import tensorflow as tf
-
-    size = volume.shape[axis]
-    source = tf.range(size, dtype=tf.float32) - by
-    low = tf.floor(source)
-    parts = []
-    for index, weight in ((low, 1 - (source - low)), (low + 1, source - low)):
-        inside = tf.cast((index >= 0) & (index <= size - 1), tf.float32)
-        taken = tf.gather(volume, tf.cast(tf.clip_by_value(index, 0, size - 1), tf.int32), axis=axis)
-        parts.append(taken * tf.reshape(weight * inside, [-1 if a == axis else 1 for a in range(4)]))
-    return parts[0] + parts[1]
-
-
 def _store(
     path: str, folder: Path, shape: tuple[int, int, int], reference: Grid | None, resample: bool
 ) -> tuple[Path, bool] | str:
@@ -250,7 +243,7 @@ def _store(
         entry = folder / f"{key.hexdigest()}.npy"
         if entry.exists():
             return entry, False
-        values = preprocess(_read_whole(image, path), shape, reference if resample else None)
+        values = preprocess(read_image(path), shape, reference if resample else None)
     except InputError as error:
         return str(error)
     except UNREADABLE as error:
@@ -283,22 +276,20 @@ def _open(path: str | Path) -> Any:
     return image
 
 
-def _read_whole(image: Any, path: str) -> Any:
-    """The image with its data in memory, a packed file read to its end: its checksum stands there."""
-    if not path.endswith(".gz"):
-        return image
-    size = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    with gzip.open(path) as file:
-        content = file.read(size)
-        if len(file.read(MOST_AFTER)) == MOST_AFTER:
-            raise InputError(f"expected {size} bytes by its header, received over {MOST_AFTER} more")
-    return type(image).from_bytes(content)
+def _greys(image: Any) -> np.ndarray:
+    """(X, Y, Z) greys as they are stored, if that is in whole numbers that float32 has too; else in float32."""
+    stored, data = image.get_data_dtype(), image.dataobj
+    scaling = getattr(data, "slope", 1), getattr(data, "inter", 0)
+    exact = stored.kind in "iu" and stored.itemsize <= 2 and scaling == UNSCALED
+    return np.asarray(data, None if exact else np.float32)
 
 
 def _grid(image: Any) -> Grid:
-    image = nib.as_closest_canonical(image)
-    x, y, z = image.shape
-    return Grid((int(x), int(y), int(z)), np.asarray(image.affine, float))
+    """From the header alone: `as_closest_canonical` would read the voxels too."""
+    turned = nib.orientations.io_orientation(image.affine)
+    x, y, z = np.asarray(image.shape)[np.argsort(turned[:, 0])]
+    affine = image.affine @ nib.orientations.inv_ornt_aff(turned, image.shape)
+    return Grid((int(x), int(y), int(z)), np.asarray(affine, float))
 
 
 def _words(grid: Grid) -> str:
@@ -307,11 +298,8 @@ def _words(grid: Grid) -> str:
     return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
 
 
-def _weights(old: int, new: int) -> np.ndarray:
-    """(new, old) float32: each new voxel's two old neighbours, by the distance of their centres."""
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """Along one axis, of each new voxel: the lower of its two old neighbours, and the share of the upper."""
     centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     low = np.minimum(centre.astype(int), old - 2)
-    weights = np.zeros((new, old), np.float32)
-    weights[np.arange(new), low] = 1 - (centre - low)
-    weights[np.arange(new), low + 1] = centre - low
-    return weights
+    return low, (centre - low).astype(np.float32)

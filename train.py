@@ -11,7 +11,7 @@ import math
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from augment import Augmentation, augment
 from callbacks import BestWeights, History, Progress, ValidationConcordance
-from data import augment, make_dataset
+from data import make_dataset
 from files import InputError, written_whole
 from loss import cox_loss, ranking_loss, visit_order_loss
 from model import feature_model
@@ -47,9 +48,18 @@ class Options:
     epochs: int = 8
     patience: int = 8
     augment_shift: float = 0.5
-    augment_gain: float = 0.1
+    augment_rotate: float = 0.0
+    augment_scale: float = 0.0
     augment_flip: bool = False
+    augment_bias: float = 0.0
+    augment_gain: float = 0.1
+    augment_noise: float = 0.0
     seed: int = 0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """How training volumes are changed."""
+        return Augmentation(**{field.name: getattr(self, f"augment_{field.name}") for field in fields(Augmentation)})
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ class Trainer:
             InputError: the file is damaged, or of other options.
         """
         try:
-            with np.load(path, allow_pickle=False) as state:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as state:
                 record = json.loads(str(state["record"]))
                 values = [state[f"v{i}"] for i in range(len(state.files) - 1)]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -250,11 +260,7 @@ class Trainer:
             self.optimizer.learning_rate = options.learning_rate
 
     def _forward(self, volumes, seeds):
-        options = self.options
-        volumes = augment(
-            volumes, seeds, shift=options.augment_shift, gain=options.augment_gain, flip=options.augment_flip
-        )
-        return self.model(volumes, training=True)[:, 0]
+        return self.model(augment(volumes, seeds, self.options.augmentation), training=True)[:, 0]
 
     def _backward(self, volumes, seeds, slopes):
         with tf.GradientTape() as tape:

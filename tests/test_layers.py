@@ -18,7 +18,8 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "estimates": set(),
     "metrics": {"estimates"},
     "callbacks": {"metrics"},
-    "train": {"data", "model", "loss", "callbacks", "tables"},
+    "augment": set(),
+    "train": {"augment", "data", "model", "loss", "callbacks", "tables"},
     "sequences": {"tables"},
     "linear": set(),
     "crossfit": {"linear"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "predict": ROOMS,
     "main": ROOMS,
 }
-TENSORFLOW = {"model", "loss", "callbacks", "train", "data", "gradients", "explain", "main"}
+TENSORFLOW = {"model", "augment", "loss", "callbacks", "train", "data", "gradients", "explain", "main"}
 TORCH = {"tlstm", "metrics", "estimates"}
 READ_THE_CONFIG = {"main", "tlstm", "predict", "crossval", "record"}
 
