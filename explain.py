@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from attribution import expected_gradients, gradcam, hirescam, randomisation, shap_gradients
+from attribution import Attribution, expected_gradients, gradcam, hirescam, randomisation, shap_gradients
 from evidence import localisation, share_outside, smooth
 from gradients import compiled
 from regions import Regions, deletion_insertion, region_shapley, sum_by_region
@@ -73,29 +73,17 @@ def explain_scan(
         "gradcam": gradcam(model, volume, layer),
         "hirescam": hirescam(model, volume, hires_layer),
     }
-    brain = volume[..., 0] != 0
-    metrics: dict[str, Any] = {name: {"outside_brain": share_outside(values, brain)} for name, values in maps.items()}
-    metrics["shap"] |= {
-        "engine": engine,
-        "num_gradients": attribution.num_gradients,
-        "log_hazard": attribution.value,
-        "expected_log_hazard": attribution.expected,
-        "completeness_error": attribution.completeness_error if attribution.gap else None,
-        "stability": attribution.stability,
-    }
+    metrics = _measure(attribution, maps, volume[..., 0] != 0, truth, voxel_mm)
+    metrics["shap"]["engine"] = engine
     metrics["gradcam"]["layer"], metrics["hirescam"]["layer"] = layer, hires_layer
-    if truth is not None:
-        smoothed = maps | {"shap": smooth(attribution.map, voxel_mm)}
-        for name, values in smoothed.items():
-            metrics[name]["localisation"] = localisation(values, truth, brain, voxel_mm)
     if randomisation_steps:
         metrics["randomisation"] = randomisation(
             model, volume, background, attribution.map, steps=randomisation_steps, seed=seed
         )
     table = None
     if regions is not None:
-        table = sum_by_region(attribution.map, regions)
-        predict, scores = compiled(model).predict, table.set_index("label")["attribution"]
+        predict, table = compiled(model).predict, sum_by_region(attribution.map, regions)
+        scores = table.set_index("label")["attribution"]
         metrics["shap"] |= deletion_insertion(predict, volume, background.mean(axis=0), regions, scores, seed=seed)
         if shapley_background:
             shapley = region_shapley(predict, volume, background[:shapley_background], regions, seed=seed)
@@ -106,6 +94,28 @@ def explain_scan(
         "hirescam": f"HiResCAM, {hires_layer}, {_resolution(model, hires_layer)}",
     }
     return {"volume": volume[..., 0], "maps": maps, "origin": origin, "regions": table, "metrics": metrics}
+
+
+def _measure(
+    attribution: Attribution,
+    maps: dict[str, np.ndarray],
+    brain: np.ndarray,
+    truth: np.ndarray | None,
+    voxel_mm: Sequence[float],
+) -> dict[str, Any]:
+    """What each map alone says of itself; the SHAP map is smoothed before it is held against the truth."""
+    metrics: dict[str, Any] = {name: {"outside_brain": share_outside(values, brain)} for name, values in maps.items()}
+    metrics["shap"] |= {
+        "num_gradients": attribution.num_gradients,
+        "log_hazard": attribution.value,
+        "expected_log_hazard": attribution.expected,
+        "completeness_error": attribution.completeness_error if attribution.gap else None,
+        "stability": attribution.stability,
+    }
+    if truth is not None:
+        for name, values in (maps | {"shap": smooth(attribution.map, voxel_mm)}).items():
+            metrics[name]["localisation"] = localisation(values, truth, brain, voxel_mm)
+    return metrics
 
 
 class Cohort(TypedDict):

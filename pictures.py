@@ -7,7 +7,7 @@ symmetric about zero, which is transparent, and end at the 99.5th percentile of 
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Scene:
 
 def save_explanation(
     folder: str | Path,
-    explanation: dict[str, Any],
+    explanation: Mapping[str, Any],
     *,
     affine: np.ndarray,
     shape_native: Sequence[int],
@@ -134,7 +134,7 @@ def save_explanation(
 
 
 def save_cohort(
-    folder: str | Path, cohort: dict[str, Any], *, affine: np.ndarray, event: dict[str, bool], seed: int = 0
+    folder: str | Path, cohort: Mapping[str, Any], *, affine: np.ndarray, event: Mapping[str, bool], seed: int = 0
 ) -> list[Path]:
     """Write the cohort's maps on the network's grid, their slices, and the table of regions with its intervals.
 
@@ -244,7 +244,7 @@ def _add_colour_bar(figure: Figure, scene: Scene) -> None:
     axes.imshow(np.linspace(-1, 1, 256)[:, None], aspect="auto", origin="lower", cmap=COLOURS, extent=(0, 1, -1, 1))
     axes.set_xticks([])
     axes.yaxis.tick_right()
-    axes.set_title(textwrap.fill(scene.unit, 14), color="white", fontsize=9, pad=10)
+    axes.set_title(textwrap.fill(scene.unit, 12), color="white", fontsize=9, pad=10)
     axes.set_yticks([-1, 0, 1], [f"{sign * scene.limit:.2g}" for sign in (-1, 0, 1)], color="white", fontsize=9)
 
 
