@@ -117,7 +117,7 @@ class Settings:
     epochs: int = 200
     patience: int = 20
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    components: tuple[int, ...] = (0, 4, 8, 16)
+    components: tuple[int, ...] = (0, 4)
     recalibrate: bool = False
     ties: Any = "efron"
     seed: int = 0

@@ -1,5 +1,7 @@
 """Cross-validation: the same folds for all, no leak between them, the corrected error by hand."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,9 +23,8 @@ def arms():
 
 
 def plan(**changed):
-    return crossval.Plan(
-        **{"landmarks": (0.5, 1.0), "windows": (2.0, 1.0), "folds": 3, "repeats": 2, "seed": 0} | changed
-    )
+    whole = crossval.Plan(landmarks=(0.5, 1.0), windows=(2.0, 1.0), folds=3, repeats=2, num_seeds=2, seed=0)
+    return dataclasses.replace(whole, **changed)
 
 
 def test_every_subject_is_held_out_once_a_repeat(rng):
@@ -40,7 +41,7 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
         fitted = arms()[crossval.OURS](train, validation)
         return predict
 
-    figures, predicted = crossval.cross_validate(table, {crossval.OURS: spy}, plan(num_seeds=2))
+    figures, predicted = crossval.cross_validate(table, {crossval.OURS: spy}, plan())
     assert len(figures) == 2 * 3 * 2
     held = [visits for _, train, visits in seen if not train & visits]
     assert len(held) == len(figures)
@@ -52,7 +53,7 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
 
 def test_figures_are_those_of_metrics_on_the_held_out(rng):
     table = random_table(rng, num_subjects=60)
-    figures, predicted = crossval.cross_validate(table, arms(), plan(num_seeds=2))
+    figures, predicted = crossval.cross_validate(table, arms(), plan())
     row = figures[(figures["model"] == crossval.OURS) & (figures["landmark"] == 0.5)].iloc[0]
     said = predicted[(predicted["split"] == "repeat1_fold1") & (predicted["landmark"] == 0.5)]
     time, event = said["time"].to_numpy(), said["event"].to_numpy(bool)
@@ -103,7 +104,7 @@ def test_difference_and_its_error_by_hand():
 
 def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds(rng):
     table = random_table(rng, num_subjects=60)
-    figures, _ = crossval.cross_validate(table, arms(), plan(num_seeds=2, landmarks=(0.5,), windows=(500.0,)))
+    figures, _ = crossval.cross_validate(table, arms(), plan(landmarks=(0.5,), windows=(500.0,)))
     summary = crossval.summarise(figures)["0.5+500"]
     assert summary[crossval.OURS]["auc"] == {"value": None, "sd": None, "folds": 0}
     assert summary[crossval.OURS]["c_index"]["folds"] == 6
@@ -112,6 +113,6 @@ def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds
 
 
 def test_curves_are_drawn(rng, tmp_path):
-    _, predicted = crossval.cross_validate(random_table(rng, num_subjects=60), arms(), plan(num_seeds=2))
+    _, predicted = crossval.cross_validate(random_table(rng, num_subjects=60), arms(), plan())
     crossval.draw_curves(predicted, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

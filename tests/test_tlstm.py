@@ -79,10 +79,10 @@ def test_cox_gradient_equals_finite_differences(rng, ties, spread):
 def test_cox_is_finite_at_1000(rng, dtype):
     _, time, event, _ = survival_data(rng)
     log_hazard = torch.tensor(rng.choice([-1000.0, 0.0, 1000.0], len(time)), dtype=dtype, requires_grad=True)
-    loss = tlstm.cox_loss(log_hazard, linear.risk_sets(time, event))
-    loss.backward()
+    sets = linear.risk_sets(time, event)
+    loss = tlstm.cox_loss(log_hazard, sets)
     assert loss.isfinite()
-    assert log_hazard.grad.isfinite().all()
+    assert torch.autograd.grad(tlstm.cox_loss(log_hazard, sets), log_hazard)[0].isfinite().all()
     assert loss.dtype == dtype
 
 
@@ -100,9 +100,8 @@ def test_cox_ignores_a_shift_and_the_order_of_rows(rng):
 def test_cox_without_an_event_is_0_and_attached():
     log_hazard = torch.ones(3, requires_grad=True)
     loss = tlstm.cox_loss(log_hazard, linear.risk_sets(np.ones(3), np.zeros(3, bool)))
-    loss.backward()
     assert loss == 0
-    assert log_hazard.grad.tolist() == [0, 0, 0]
+    assert torch.autograd.grad(loss, log_hazard)[0].tolist() == [0, 0, 0]
 
 
 # ---- The network -------------------------------------------------------------------------------------
@@ -137,12 +136,11 @@ def naive_log_hazard(network, seed, inputs, years, pool):
         cell = sigmoid(keep) * cell + sigmoid(enter) * np.tanh(candidate)
         state = sigmoid(show) * np.tanh(cell)
         states.append(state)
-    states = np.array(states)
     if pool == "last":
         return states[-1] @ weights["head"][:, 0]
-    scores = np.tanh(states @ weights["attend"] + weights["attend_bias"]) @ weights["context"][:, 0]
+    scores = np.tanh(np.array(states) @ weights["attend"] + weights["attend_bias"]) @ weights["context"][:, 0]
     attention = np.exp(scores) / np.exp(scores).sum()
-    return attention @ states @ weights["head"][:, 0]
+    return attention @ np.array(states) @ weights["head"][:, 0]
 
 
 @pytest.mark.parametrize("pool", ["attention", "last"])
@@ -171,8 +169,8 @@ def test_attention_weights_are_a_softmax_up_to_the_landmark(rng):
 
 
 def test_attention_can_not_overflow(rng):
-    states, scores = torch.tensor(rng.normal(size=(1, 5, 2))), [[1000.0, -1000.0, 999.0, 0.0, 1000.0]]
-    scores = torch.tensor(scores, dtype=torch.double)
+    states = torch.tensor(rng.normal(size=(1, 5, 2)))
+    scores = torch.tensor([[1000.0, -1000.0, 999.0, 0.0, 1000.0]], dtype=torch.double)
     pooled = tlstm.running_attention(states, scores, [1] * 5)
     shares = torch.softmax(scores, dim=1)
     torch.testing.assert_close(pooled[0, -1], (shares[0, :, None] * states[0]).sum(dim=0))
@@ -355,8 +353,14 @@ def test_a_damaged_model_is_refused(rng, tmp_path):
         tlstm.load(tmp_path)
     tlstm.save(predictor, tmp_path)
     kept = json.loads((tmp_path / "model.json").read_text())
-    for damage in ({"format": 0}, {"link": [[0.0]]}, {"baselines": []}, {"settings": {"hidden": 3}}, {"prepare": None}):
-        (tmp_path / "model.json").write_text(json.dumps(kept | damage))
+    for name, wrong in (
+        ("format", 0),
+        ("link", [[0]]),
+        ("baselines", []),
+        ("settings", {"hidden": 3}),
+        ("prepare", None),
+    ):
+        (tmp_path / "model.json").write_text(json.dumps(kept | {name: wrong}))
         with pytest.raises(InputError, match=r"expected format|damaged"):
             tlstm.load(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps(kept))
