@@ -155,7 +155,8 @@ class Config(BaseSettings):
     FEATURES: Path | None = None
     """`python tlstm.py` alone: a table of visits (CSV or Parquet) instead of OUTPUT_DIR/features."""
     FOLDS: Annotated[int, Field(ge=0)] = 0
-    """Cross-validate on FEATURES in so many folds, against its rivals; 0: train once, on a split."""
+    """Cross-validate in so many folds of the subjects: `main.py` the whole pipeline, each fold a run in
+    OUTPUT_DIR/folds; `tlstm.py` stage 2 on FEATURES, against its rivals; 0: train once, on a split."""
     REPEATS: Count = 1
     """Cross-validations, each with another assignment to folds."""
     LANDMARKS: tuple[NotNegative, ...] = ()

@@ -15,6 +15,7 @@ from tables import PARTS
 NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
 
 Predicted = Mapping[str, pd.DataFrame]  # predictions of train, val and test, a row a subject
+Models = Mapping[str, Mapping[str, Predicted]]  # by name, as `stages`, `baselines` and `oracle`
 
 
 def evaluate_run(
@@ -36,20 +37,44 @@ def evaluate_run(
         num_resamples: of the bootstrap.
         seed: of the bootstrap.
     Returns:
+        As `evaluate_models`.
+    """
+    models = predict_all(features, stage2, truth=truth, horizons=horizons)
+    return evaluate_models(models, horizons=horizons, num_resamples=num_resamples, seed=seed)
+
+
+def predict_all(
+    features: Mapping[str, pd.DataFrame], stage2: Predicted | None, *, truth: Path | None, horizons: Sequence[float]
+) -> Models:
+    """The predictions of every model; arguments as of `evaluate_run`."""
+    years = curve_years(horizons)
+    return {
+        "stages": {"cnn": baselines.one_scan(features, years)} | ({"tlstm": stage2} if stage2 is not None else {}),
+        "baselines": baselines.cox_models(features, years),
+        "oracle": baselines.oracle(features, truth, years) if truth is not None else {},
+    }
+
+
+def evaluate_models(models: Models, *, horizons: Sequence[float], num_resamples: int, seed: int) -> dict[str, Any]:
+    """Evaluate the predictions of every model.
+
+    Args:
+        models: of `predict_all`.
+        horizons: years.
+        num_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    Returns:
         `cnn` and `tlstm` by part, `baselines` on test, `oracle` (C-index on test); the test parts of `cnn` and
         `tlstm` also hold the `difference` from the baseline with the highest C-index, on the same resamples.
     """
-    years = curve_years(horizons)
     how: dict[str, Any] = {"horizons": horizons, "num_resamples": num_resamples, "seed": seed}
-    models = {"cnn": baselines.one_scan(features, years)} | ({"tlstm": stage2} if stage2 is not None else {})
-    rivals = baselines.cox_models(features, years)
-    found: dict[str, Any] = {name: evaluate_parts(predicted, **how) for name, predicted in models.items()}
+    stages, rivals, known = models["stages"], models["baselines"], models["oracle"]
+    found: dict[str, Any] = {name: evaluate_parts(predicted, **how) for name, predicted in stages.items()}
     found["baselines"] = {name: {"test": _on_test(predicted, how)} for name, predicted in rivals.items()}
     best = max(rivals, key=lambda name: found["baselines"][name]["test"]["c_index"]["value"] or 0.0)
-    for name, predicted in models.items():
+    for name, predicted in stages.items():
         found[name]["test"]["difference"] = {"from": best, **_difference(predicted, rivals[best], how)}
-    if truth is not None:
-        known = baselines.oracle(features, truth, years)
+    if known:
         found["oracle"] = {name: _on_test(predicted, how)["c_index"] for name, predicted in known.items()}
     return found
 

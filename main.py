@@ -1,11 +1,9 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
-import json
 import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -19,6 +17,7 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 import crossfit
+import folds
 import simulate
 import tables
 import tracking
@@ -26,13 +25,13 @@ from config import Config, read_config
 from data import Cache, build_cache, load_volume, load_volumes
 from evaluation import closing_table, evaluate_run, read_predictions
 from files import InputError, read_json, safe_name, write_json
-from record import HERE, UPSTREAM, Record, digest, log_to, open_folder
+from processes import STOPPED, run_program
+from record import UPSTREAM, Record, digest, log_to, open_folder
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
 # TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second.
 
-STOPPED = 143  # stopped by a signal; the same command goes on
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
 
 logger = logging.getLogger(__name__)
@@ -52,8 +51,12 @@ class Pipeline:
         Raises:
             InputError: the settings or the input are wrong; then no file of an earlier run has been touched.
         """
+        folds.check(self.config)
         open_folder(self.folder)
         self.parts, self.cache = self._read_input()
+        if self.config.FOLDS:
+            self.cross_validate()
+            return
         self._check_choices()
         log_to(self.folder / "run.log")
         self.record = Record(self.config, self._digest_input(), self.cache.source)
@@ -69,6 +72,15 @@ class Pipeline:
         if "report" in self.config.STAGES:
             self._require_above("report")
             self.report()
+
+    def cross_validate(self) -> None:
+        """The whole pipeline in each fold of the subjects, and the figures of all held-out subjects."""
+        log_to(self.folder / "run.log")
+        Record(self.config, self._digest_input(), self.cache.source).write()
+        table = pd.concat(self.parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
+        found = folds.cross_validate(self.config, table, truth=self._truth_table(), run=run_program)
+        print(folds.as_text(found))
+        print(f"\nThe figures are in {self.folder / 'metrics.json'}, each fold's run in {self.folder / 'folds'}")
 
     def train(self) -> None:
         """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
@@ -95,12 +107,7 @@ class Pipeline:
 
     def run_tlstm(self) -> None:
         """Stage 2, in a process of its own: TensorFlow holds a GPU until its process ends."""
-        settings = self.config.model_dump(mode="json", exclude_none=True, exclude={"FEATURES", "FOLDS"})
-        arguments = [f"--{name}={_in_words(value)}" for name, value in settings.items()]
-        code = subprocess.run([sys.executable, str(HERE / "tlstm.py"), *arguments], check=False).returncode
-        if code:
-            logger.error("tlstm.py ended with exit code %d", code)
-            raise SystemExit(code if code > 0 else STOPPED)
+        run_program("tlstm.py", self.config.model_dump(mode="json", exclude_none=True, exclude={"FEATURES", "FOLDS"}))
         tracking.write_events(self.folder / "tlstm")
 
     def explain(self) -> None:
@@ -220,13 +227,13 @@ class Pipeline:
             config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, dropout=config.DROPOUT_RATE, seed=config.SEED
         )
 
-    def _trained_model(self):
+    def _trained_model(self, folder: Path | None = None):
         model = self._build_model()
-        model.load_weights(self.folder / "cnn" / "best.weights.h5")
+        model.load_weights((folder or self.folder / "cnn") / "best.weights.h5")
         return model
 
-    def _train_network(self, rows: np.ndarray, folder: Path):
-        """A network trained on some rows (N,) bool of the training part, kept in the folder."""
+    def _train_network(self, rows: np.ndarray, folder: Path) -> None:
+        """Train a network on some rows (N,) bool of the training part; the folder keeps it."""
         import train
 
         entries = [entry for entry, chosen in zip(self._entries("train"), rows, strict=True) if chosen]
@@ -235,9 +242,7 @@ class Pipeline:
             "val": train.Part.of(self.parts["val"], self._entries("val")),
         }
         options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
-        model = self._build_model()
-        train.train(model, parts, train.Options(**options), folder)
-        return model
+        train.train(self._build_model(), parts, train.Options(**options), folder)
 
     def _features(self, model, name: str) -> pd.DataFrame:
         """The feature table of a part."""
@@ -248,7 +253,8 @@ class Pipeline:
 
     def _learn_anew(self, rows: np.ndarray, folder: Path) -> dict[str, pd.DataFrame]:
         """The features by a further network, trained on some rows of the training part."""
-        model = self._train_network(rows, folder)
+        self._train_network(rows, folder)
+        model = self._trained_model(folder)
         return {name: self._features(model, name) for name in crossfit.LEARNED}
 
     def _evaluate(self) -> dict[str, Any]:
@@ -258,7 +264,7 @@ class Pipeline:
         return evaluate_run(
             {name: tables.read_features(path, time_unit=unit) for name, path in paths.items()},
             read_predictions(predicted) if self.record.is_done("tlstm") else None,
-            truth=self.simulated / "truth.csv" if self.simulated is not None else None,
+            truth=self._truth_table(),
             horizons=self.config.HORIZONS,
             num_resamples=self.config.NUM_RESAMPLES,
             seed=self.config.SEED,
@@ -295,6 +301,10 @@ class Pipeline:
         ]
         return by_subject + [(row, "asked for") for row in self.config.SAMPLE_INDEX]
 
+    def _truth_table(self) -> Path | None:
+        """What is known of each simulated scan; None if the cohort is not simulated."""
+        return self.simulated / "truth.csv" if self.simulated is not None else None
+
     def _truth(self) -> np.ndarray | None:
         """Where the atrophy is, on the network's grid; None if that is not known."""
         if self.simulated is None:
@@ -308,11 +318,6 @@ class Pipeline:
         rows = [part.drop(columns="nifti_path") for part in self.parts.values()]
         hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
         return digest(*hashes, *(entry.name for entry in self.cache.entries))
-
-
-def _in_words(value: Any) -> str:
-    """A setting's value as the command line takes it."""
-    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def main(arguments: list[str]) -> int:

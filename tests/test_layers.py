@@ -21,17 +21,22 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "augment": set(),
     "train": {"augment", "data", "model", "loss", "callbacks", "tables"},
     "sequences": {"tables"},
-    "linear": set(),
+    "linear": {"sequences"},
     "crossfit": {"linear"},
     "tracking": set(),
-    "predictions": {"tables", "metrics"},
+    "processes": set(),
+    "predictions": {"tables", "metrics", "sequences", "linear"},
     "tlstm": {"tables", "metrics", "config", "sequences", "linear", "predictions", "crossval"},
     "crossval": {"tables", "metrics", "config", "sequences", "linear", "predictions", "tlstm"},
     "baselines": {"tables", "metrics"},
+    "evaluation": {"baselines", "metrics", "predictions", "tables"},
+    "folds": {"config", "evaluation", "linear", "predictions", "tables"},
     "gradients": {"model"},
     "evidence": set(),
-    "explain": {"model", "gradients", "evidence"},
-    "pictures": {"evidence"},
+    "attribution": {"model", "gradients", "evidence"},
+    "regions": set(),
+    "explain": {"model", "gradients", "evidence", "attribution", "regions"},
+    "pictures": {"evidence", "regions"},
     "results": {"metrics", "tables"},
     "figures": {"metrics", "results"},
     "report": {"metrics", "figures", "results", "predictions", "tables"},
@@ -39,9 +44,9 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "predict": ROOMS,
     "main": ROOMS,
 }
-TENSORFLOW = {"model", "augment", "loss", "callbacks", "train", "data", "gradients", "explain", "main"}
+TENSORFLOW = {"model", "augment", "loss", "callbacks", "train", "data", "gradients", "attribution", "explain", "main"}
 TORCH = {"tlstm", "metrics", "estimates"}
-READ_THE_CONFIG = {"main", "tlstm", "predict", "crossval", "record"}
+READ_THE_CONFIG = {"main", "tlstm", "predict", "crossval", "record", "folds"}
 
 
 def imports_of(room):

@@ -1,0 +1,157 @@
+"""Cross-validation without a network: the runs are a function that writes what a run would."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import folds
+import tables
+from config import read_config
+from files import InputError
+from metrics import concordance
+from predictions import curve_years, write_predictions
+
+HORIZONS = (1.0, 2.0)
+
+
+@pytest.fixture
+def cohort(rng):
+    """42 subjects with 2 visits each; half of them with an event."""
+    num_subjects = 42
+    table = pd.DataFrame({"subject": np.repeat([f"s{number:02}" for number in range(num_subjects)], 2)})
+    table["scan"] = [f"scan{row}" for row in range(len(table))]
+    table["visit_time"] = np.tile([0.0, 0.5], num_subjects)
+    table["time"] = np.repeat(rng.uniform(1.0, 5.0, num_subjects).round(3), 2)
+    table["event"] = np.repeat(np.arange(num_subjects) % 2 == 0, 2)
+    return table.assign(nifti_path="/volumes/" + table["scan"] + ".nii", age=rng.normal(70, 5, len(table)).round(1))
+
+
+class Runs:
+    """In the place of main.py: features and predictions from a risk that is known, on a scale of the fold's own."""
+
+    def __init__(self, stop_at=0):
+        self.settings, self.stop_at = [], stop_at
+
+    def __call__(self, program, settings):
+        assert program == "main.py"
+        self.settings.append(settings)
+        if len(self.settings) == self.stop_at:
+            raise SystemExit(143)
+        config = read_config(
+            [f"--{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in settings.items()]
+        )
+        paths = {part: getattr(config, f"{part.upper()}_CSV") for part in tables.PARTS}
+        written = {}
+        for part, path in paths.items():
+            table = pd.read_csv(path).rename(columns={column: name for name, column in tables.ON_DISK.items()})
+            table["log_hazard"] = risk_of(table) + 10 * int(config.OUTPUT_DIR.name)
+            tables.write_table(table.drop(columns="nifti_path"), config.OUTPUT_DIR / "features" / f"{part}.parquet")
+            last = tables.last_visits(table).assign(split=part, landmark=0.5)
+            years = curve_years(config.HORIZONS)
+            curves = np.exp(-years * np.exp(risk_of(last).to_numpy()[:, None]) / 4)
+            last = last.assign(
+                time=last["time"] - 0.5, **{f"survival_{year}": curves[:, i] for i, year in enumerate(years)}
+            )
+            written[part] = last.drop(columns=["scan", "visit_time", "nifti_path", "age"])
+        write_predictions(pd.concat(written.values()), config.OUTPUT_DIR / "tlstm" / "predictions.csv")
+
+
+def risk_of(table):
+    """A risk that is often right, and changes from visit to visit."""
+    return np.sin(17 * table["time"]) - 0.7 * table["time"] + table["visit_time"] * np.cos(5 * table["time"])
+
+
+def settings_of(tmp_path, *arguments):
+    settings = "--FOLDS=3 --HORIZONS=1,2 --NUM_RESAMPLES=100 --VAL_TRAIN_RATIO=0.25".split()
+    return read_config([f"--OUTPUT_DIR={tmp_path}", *settings, *arguments])
+
+
+def test_everyone_is_tested_once_and_whole(cohort):
+    split = folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
+    tested = pd.concat([parts["test"] for parts in split])
+    assert sorted(tested["scan"]) == sorted(cohort["scan"])
+    for parts in split:
+        subjects = {name: set(part["subject"]) for name, part in parts.items()}
+        assert {name: len(one) for name, one in subjects.items()} == {"train": 20, "val": 8, "test": 14}
+        assert {name: part["event"].mean() for name, part in parts.items()} == dict.fromkeys(tables.PARTS, 0.5)
+        assert set.union(*subjects.values()) == set(cohort["subject"])
+        assert sum(len(part) for part in parts.values()) == len(cohort)
+    again, other = (folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=seed) for seed in (0, 1))
+    assert again[0]["test"].equals(split[0]["test"]) and not other[0]["test"].equals(split[0]["test"])
+
+
+def test_more_folds_than_events_are_refused(cohort):
+    with pytest.raises(InputError, match="FOLDS: expected at most 21, the subjects with an event"):
+        folds.split_folds(cohort, 22, val_train_ratio=0.25, seed=0)
+
+
+def test_settings_that_mean_nothing_are_named_at_once(tmp_path):
+    wrong = ["--TRAIN_CSV=a", "--VAL_CSV=a", "--TEST_CSV=a", "--STAGES=cnn,report", "--SAMPLE_INDEX=1", "--LANDMARKS=1"]
+    with pytest.raises(InputError) as error:
+        folds.check(settings_of(tmp_path, *wrong, "--FOLDS=1"))
+    for told in ("(5)", "FOLDS: expected 2", "TRAIN_CSV", "missing features, tlstm", "SAMPLE_INDEX", "LANDMARKS"):
+        assert told in str(error.value)
+    folds.check(settings_of(tmp_path))
+    folds.check(settings_of(tmp_path, *wrong, "--FOLDS=0"))
+
+
+def test_a_folds_run_has_its_own_split_and_folder_and_shares_the_cache(cohort, tmp_path):
+    runs = Runs()
+    config = settings_of(tmp_path, "--EXPLAIN=highest,s00,s01,s02", "--EPOCHS=5")
+    folds.cross_validate(config, cohort, truth=None, run=runs)
+    assert [one["OUTPUT_DIR"] for one in runs.settings] == [str(tmp_path / "folds" / str(fold)) for fold in (1, 2, 3)]
+    assert {one["CACHE_DIR"] for one in runs.settings} == {str(tmp_path / "cache")}
+    assert {one["EPOCHS"] for one in runs.settings} == {5}
+    explained = [name for one in runs.settings for name in one["EXPLAIN"]]
+    assert sorted(explained) == ["highest"] * 3 + ["s00", "s01", "s02"]
+    for one in runs.settings:
+        assert "FOLDS" not in one and "COHORT_CSV" not in one
+        test = pd.read_csv(one["TEST_CSV"])
+        assert set(one["EXPLAIN"]) - {"highest"} <= set(test["subjectid"])
+        assert list(test.columns) == [*tables.ON_DISK.values(), "nifti_path", "age"]
+
+
+def test_a_stopped_fold_stops_all(cohort, tmp_path):
+    runs = Runs(stop_at=2)
+    with pytest.raises(SystemExit):
+        folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=runs)
+    assert len(runs.settings) == 2 and not (tmp_path / "metrics.json").exists()
+
+
+def test_pooled_and_per_fold_figures_are_right(cohort, tmp_path):
+    """Against the C-index by hand: each fold's is of its own subjects; pooled, a fold's own scale does not matter."""
+    found = folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    split = folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
+    centred = []
+    for fold, parts in zip(found["each"], split, strict=True):
+        last = {name: tables.last_visits(part) for name, part in parts.items()}
+        test, risk = last["test"], risk_of(last["test"])
+        expected = concordance(risk.to_numpy(), test["time"].to_numpy() - 0.5, test["event"].to_numpy())
+        assert fold["cnn"]["c_index"] == pytest.approx(expected) == fold["tlstm"]["c_index"]
+        assert (fold["cnn"]["n"], fold["cnn"]["events"]) == (14, 7)
+        centred.append(test.assign(risk=risk - risk_of(last["train"]).median()))
+    everyone = pd.concat(centred)
+    columns = (everyone["risk"], everyone["time"] - 0.5, everyone["event"])
+    pooled = found["pooled"]["cnn"]["test"]
+    assert pooled["n"] == 42 and pooled["events"] == 21
+    assert pooled["c_index"]["value"] == pytest.approx(concordance(*(column.to_numpy() for column in columns)))
+    values = [fold["cnn"]["c_index"] for fold in found["each"]]
+    assert found["mean"]["cnn"]["c_index"] == {
+        "value": pytest.approx(np.mean(values)),
+        "sd": pytest.approx(np.std(values, ddof=1)),
+        "folds": 3,
+    }
+    assert set(found["pooled"]) == {"cnn", "tlstm", "baselines"} and set(found["pooled"]["cnn"]) == {"test"}
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"folds": json.loads(json.dumps(found))}
+    told = folds.as_text(found)
+    assert "42 test subjects, 21 of them" in told
+    assert f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})" in told
+
+
+def test_other_figures_of_the_folder_stay(cohort, tmp_path):
+    (tmp_path / "metrics.json").write_text('{"cnn": 1, "folds": 2}')
+    folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert kept["cnn"] == 1 and set(kept["folds"]) == {"pooled", "each", "mean"}
