@@ -98,6 +98,8 @@ class Config(BaseSettings):
     """Channels of the first stage; there are 8 times as many features (paper: 64)."""
     NORM: Literal["batch", "group"] = "batch"
     """Normalisation; group learned nothing in 6 epochs of the simulated cohort (paper: batch)."""
+    PRECISION: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of training's convolutions; weights, losses, features and explanations are in float32 whatever it is."""
     DROPOUT_RATE: Share = 0.0
     """Share of the features dropped in training."""
     LOSS: Literal["cox", "rank"] = "cox"
@@ -174,6 +176,8 @@ class Config(BaseSettings):
     """Bootstrap resamples of the subjects, for the 95 % intervals."""
     EXPLAIN: tuple[str, ...] = ("highest", "median", "lowest")
     """Whom of the test part to explain, by the last scan: highest, median, lowest risk, or subject ids."""
+    EXPLAIN_COHORT: Annotated[int, Field(ge=0)] = 20
+    """Test subjects, spread over the predicted risk, in the mean map and the table of regions; 0: neither."""
     SAMPLE_INDEX: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Scans to explain besides: rows of splits/test.csv, counted from 0."""
     SHAP_ENGINE: Literal["expected_gradients", "shap"] = "expected_gradients"
@@ -184,6 +188,10 @@ class Config(BaseSettings):
     """Gradients per explained scan; more is more exact."""
     GRAD_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage4"
     """The stage that Grad-CAM looks at; a later one knows more and sees more coarsely (paper: the last)."""
+    HIRES_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage2"
+    """The stage that HiResCAM looks at."""
+    ATLAS: Path | None = None
+    """Regions to sum the SHAP map by: NIfTI labels in the scans' space, names in a CSV beside it; unset: parcels."""
 
     @field_validator("HORIZONS")
     @classmethod

@@ -27,6 +27,7 @@ from evaluation import closing_table, evaluate_run, read_predictions
 from files import InputError, read_json, safe_name, write_json
 from processes import STOPPED, run_program
 from record import UPSTREAM, Record, digest, log_to, open_folder
+from regions import make_parcels, read_atlas
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
@@ -111,16 +112,15 @@ class Pipeline:
         tracking.write_events(self.folder / "tlstm")
 
     def explain(self) -> None:
-        """SHAP and Grad-CAM of the chosen test scans."""
+        """SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
         import explain
         import pictures
 
-        config, model, pool = self.config, self._trained_model(), self._entries("train")
-        rng = np.random.default_rng(config.SEED)
-        chosen = np.sort(rng.choice(len(pool), size=min(config.SHAP_BACKGROUND_SIZE, len(pool)), replace=False))
-        background = load_volumes([pool[row] for row in chosen])
-        if len(chosen) < config.SHAP_BACKGROUND_SIZE:
-            logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans", len(chosen))
+        config, grid, model = self.config, self.cache.grid, self._trained_model()
+        background = self._background()
+        brain = (background != 0).any(axis=(0, -1))
+        parcels = read_atlas(config.ATLAS, brain, grid.affine) if config.ATLAS else make_parcels(brain, grid.affine)
+        shutil.rmtree(self.folder / "explain", ignore_errors=True)  # of whom earlier settings chose
         for row, why in tqdm(self._explained(), desc="explaining", unit="scan"):
             scan = self.parts["test"].iloc[row]
             found = explain.explain_scan(
@@ -131,18 +131,33 @@ class Pipeline:
                 steps=config.SHAP_NSAMPLES,
                 seed=config.SEED,
                 layer=config.GRAD_CAM_LAYER,
-                voxel_mm=self.cache.grid.voxel_mm,
+                hires_layer=config.HIRES_CAM_LAYER,
+                voxel_mm=grid.voxel_mm,
                 truth=self._truth(),
+                regions=parcels,
             )
             image: Any = nib.load(scan["nifti_path"])
             pictures.save_explanation(
                 self.folder / "explain" / safe_name(scan["scan"]),
                 dict(found),
-                affine=self.cache.grid.affine,
+                affine=grid.affine,
                 shape_native=image.shape,
                 affine_native=image.affine,
                 title=f"{scan['scan']}, {why}",
             )
+        if config.EXPLAIN_COHORT:
+            last = self._spread_over_risk(config.EXPLAIN_COHORT)
+            scans = tqdm([(row["subject"], row["entry"]) for _, row in last.iterrows()], desc="explaining the cohort")
+            cohort = explain.explain_cohort(
+                model,
+                ((subject, load_volume(entry)) for subject, entry in scans),
+                background,
+                voxel_mm=grid.voxel_mm,
+                regions=parcels,
+                seed=config.SEED,
+            )
+            events = dict(zip(last["subject"], last["event"], strict=True))
+            pictures.save_cohort(self.folder / "explained_cohort", cohort, affine=grid.affine, event=events)
 
     def report(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""
@@ -215,7 +230,7 @@ class Pipeline:
         begin = sum(len(self.parts[part]) for part in tables.PARTS[: tables.PARTS.index(name)])
         return self.cache.entries[begin : begin + len(self.parts[name])]
 
-    def _build_model(self):
+    def _build_model(self, precision: str = "float32"):
         import tensorflow as tf
 
         from model import build_model
@@ -224,7 +239,12 @@ class Pipeline:
             tf.config.experimental.set_memory_growth(device, True)  # stage 2 is another process on the same device
         config = self.config
         return build_model(
-            config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, dropout=config.DROPOUT_RATE, seed=config.SEED
+            config.TARGET_SHAPE,
+            width=config.WIDTH,
+            norm=config.NORM,
+            dropout=config.DROPOUT_RATE,
+            precision=precision,
+            seed=config.SEED,
         )
 
     def _trained_model(self, folder: Path | None = None):
@@ -242,7 +262,7 @@ class Pipeline:
             "val": train.Part.of(self.parts["val"], self._entries("val")),
         }
         options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
-        train.train(self._build_model(), parts, train.Options(**options), folder)
+        train.train(self._build_model(self.config.PRECISION), parts, train.Options(**options), folder)
 
     def _features(self, model, name: str) -> pd.DataFrame:
         """The feature table of a part."""
@@ -287,22 +307,41 @@ class Pipeline:
         ]
         tables.refuse("Scans to explain are not in the test part", problems, "Name others, or change the split.")
 
+    def _background(self) -> np.ndarray:
+        """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""
+        pool, wanted = self._entries("train"), self.config.SHAP_BACKGROUND_SIZE
+        if len(pool) < wanted:
+            logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans of %d", len(pool), wanted)
+        rng = np.random.default_rng(self.config.SEED)
+        chosen = np.sort(rng.choice(len(pool), size=min(wanted, len(pool)), replace=False))
+        return load_volumes([pool[row] for row in chosen])
+
+    def _by_risk(self) -> pd.DataFrame:
+        """The last scans of the test part, in the order of stage 2's risk; `row` is their place in it."""
+        test = self.parts["test"]
+        last = test.assign(row=range(len(test)), entry=list(map(str, self._entries("test")))).groupby("subject").tail(1)
+        predicted = read_predictions(self.folder / "tlstm" / "predictions.csv")["test"]
+        risk = predicted.groupby("subject")["log_hazard"].last()
+        return last.assign(risk=last["subject"].map(risk)).sort_values("risk", kind="stable", ignore_index=True)
+
+    def _spread_over_risk(self, number: int) -> pd.DataFrame:
+        by_risk = self._by_risk()
+        return by_risk.iloc[np.unique(np.linspace(0, len(by_risk) - 1, number).round().astype(int))]
+
     def _explained(self) -> list[tuple[int, str]]:
         """Rows of the test part to explain, and why."""
-        last = self.parts["test"].groupby("subject").tail(1)["subject"]  # row -> subject
-        row_of = dict(zip(last, last.index.tolist(), strict=True))
-        predicted = pd.read_csv(self.folder / "tlstm" / "predictions.csv", dtype={"subjectid": str})
-        predicted = predicted[predicted["split"] == "test"].sort_values("log_hazard", kind="stable")
+        by_risk = self._by_risk()
+        row_of = dict(zip(by_risk["subject"], by_risk["row"], strict=True))
         for name, place in BY_RANK.items():
-            row_of[name] = row_of[predicted["subjectid"].iloc[int(place * (len(predicted) - 1))]]
-        by_subject = [
-            (row_of[name], f"{name} risk of the test part" if name in BY_RANK else "asked for")
+            row_of[name] = by_risk["row"].iloc[int(place * (len(by_risk) - 1))]
+        chosen = {
+            int(row_of[name]): f"{name} risk of the test part" if name in BY_RANK else "asked for"
             for name in self.config.EXPLAIN
-        ]
-        return by_subject + [(row, "asked for") for row in self.config.SAMPLE_INDEX]
+        }
+        return list((dict.fromkeys(self.config.SAMPLE_INDEX, "asked for") | chosen).items())
 
     def _truth_table(self) -> Path | None:
-        """What is known of each simulated scan; None if the cohort is not simulated."""
+        """`truth.csv` of the simulated cohort; None if the truth is not known."""
         return self.simulated / "truth.csv" if self.simulated is not None else None
 
     def _truth(self) -> np.ndarray | None:

@@ -10,43 +10,48 @@ ROOMS = {path.stem for path in HERE.glob("*.py")}
 MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "config": set(),
     "files": set(),
-    "tables": set(),
+    "processes": set(),
     "simulate": set(),
+    "tables": set(),
+    # stage 1
     "data": {"tables"},
+    "augment": set(),
     "model": set(),
     "loss": set(),
-    "estimates": set(),
-    "metrics": {"estimates"},
     "callbacks": {"metrics"},
-    "augment": set(),
-    "train": {"augment", "data", "model", "loss", "callbacks", "tables"},
+    "train": {"augment", "callbacks", "data", "loss", "model", "tables"},
+    "tracking": set(),
+    # stage 2
     "sequences": {"tables"},
     "linear": {"sequences"},
+    "predictions": {"linear", "metrics", "sequences", "tables"},
+    "crossval": {"linear", "metrics", "predictions", "sequences"},
+    "tlstm": {"config", "crossval", "linear", "metrics", "predictions", "sequences", "tables"},
     "crossfit": {"linear"},
-    "tracking": set(),
-    "processes": set(),
-    "predictions": {"tables", "metrics", "sequences", "linear"},
-    "tlstm": {"tables", "metrics", "config", "sequences", "linear", "predictions", "crossval"},
-    "crossval": {"tables", "metrics", "config", "sequences", "linear", "predictions", "tlstm"},
-    "baselines": {"tables", "metrics"},
+    # how good it is
+    "estimates": set(),
+    "metrics": {"estimates"},
+    "baselines": {"metrics", "tables"},
     "evaluation": {"baselines", "metrics", "predictions", "tables"},
-    "folds": {"config", "evaluation", "linear", "predictions", "tables"},
+    "results": set(),
+    "figures": set(),
+    "report": {"figures", "metrics", "results"},
+    # what it looked at
     "gradients": {"model"},
     "evidence": set(),
-    "attribution": {"model", "gradients", "evidence"},
     "regions": set(),
-    "explain": {"model", "gradients", "evidence", "attribution", "regions"},
+    "attribution": {"evidence", "gradients", "model"},
+    "explain": {"attribution", "evidence", "gradients", "regions"},
     "pictures": {"evidence", "regions"},
-    "results": {"metrics", "tables"},
-    "figures": {"metrics", "results"},
-    "report": {"metrics", "figures", "results", "predictions", "tables"},
+    # the order of things
     "record": {"config", "data"},
-    "predict": ROOMS,
+    "folds": {"config", "evaluation", "linear", "predictions", "tables"},
+    "predict": {"config", "data", "model", "predictions", "tables", "tlstm", "train"},
     "main": ROOMS,
 }
-TENSORFLOW = {"model", "augment", "loss", "callbacks", "train", "data", "gradients", "attribution", "explain", "main"}
-TORCH = {"tlstm", "metrics", "estimates"}
-READ_THE_CONFIG = {"main", "tlstm", "predict", "crossval", "record", "folds"}
+TENSORFLOW = {"attribution", "augment", "callbacks", "data", "explain", "gradients", "loss", "main", "model", "train"}
+TORCH = {"tlstm"}
+READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds"}
 
 
 def imports_of(room):

@@ -17,7 +17,8 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent
 SMALL = (
     "--SIM_SUBJECTS=24 --TEST_RATIO=0.25 --VAL_TRAIN_RATIO=0.25 --TARGET_SHAPE=16,16,16 --WIDTH=4 --EPOCHS=2 "
-    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 --NUM_WORKERS=1"
+    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 --EXPLAIN_COHORT=3 "
+    "--NUM_WORKERS=1"
 ).split()
 
 
@@ -59,8 +60,17 @@ def test_every_promised_file_is_there(finished):
     ).split():
         assert (folder / name).stat().st_size > 0, name
     explained = list((folder / "explain").iterdir())
-    for name in ("shap.nii.gz", "gradcam.nii.gz", "shap_3d.gif", "gradcam_3d.gif", "metrics.json", "shap.png"):
-        assert [scan for scan in explained if scan.is_dir() and not (scan / name).exists()] == []
+    for name in (
+        "shap.nii.gz",
+        "gradcam.nii.gz",
+        "shap_3d.gif",
+        "gradcam_3d.gif",
+        "metrics.json",
+        "shap.png",
+        "regions.csv",
+    ):
+        assert explained and [scan for scan in explained if not (scan / name).exists()] == []
+    assert (folder / "explained_cohort" / "regions.csv").stat().st_size > 0
     assert list((folder / "figures").glob("*.png"))
     assert [path for path in folder.rglob(".part-*")] == []
 
