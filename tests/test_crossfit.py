@@ -66,7 +66,8 @@ def test_a_dead_network_gives_finite_features(features):
 
 
 def test_a_scan_has_the_features_of_the_network_that_never_saw_its_subject(features, tmp_path):
-    """Each network marks the scans it learnt from: no mark may come through."""
+    """Each network marks the scans it learnt from, the main network all of them: no mark may come through."""
+    main = features | {"train": features["train"].assign(**dict.fromkeys(OUTPUTS, 1000.0))}
     learnt_from = []
 
     def learn(rows, folder):
@@ -76,7 +77,7 @@ def test_a_scan_has_the_features_of_the_network_that_never_saw_its_subject(featu
         seen.loc[rows, OUTPUTS] = 1000.0
         return {"train": seen, "val": features["val"]}
 
-    found = cross_fit(features, learn, num_folds=3, seed=0, folder=tmp_path)
+    found = cross_fit(main, learn, num_folds=3, seed=0, folder=tmp_path)
     np.testing.assert_allclose(found[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
     assert list(found["scan"]) == list(features["train"]["scan"])
     assert (np.sum(learnt_from, axis=0) == 2).all()  # of 3: every scan was held out once
@@ -102,7 +103,7 @@ def test_a_finished_network_is_not_trained_again(features, tmp_path):
 
 def test_folds_are_of_whole_subjects_and_share_the_events(features):
     table = features["train"].assign(fold=deal_folds(features["train"], 3, 0))
-    assert (table.groupby("subject")["fold"].nunique() == 1).all()
+    assert table.groupby("subject")["fold"].nunique().max() == 1
     by_fold = table.drop_duplicates("subject").groupby("fold")["event"]
     assert list(by_fold.sum()) == [3, 2, 2] and list(by_fold.size()) == [5, 4, 4]
     assert (deal_folds(features["train"], 3, 0) == table["fold"]).all()
