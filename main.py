@@ -163,9 +163,11 @@ class Pipeline:
         """Evaluate every model on the same split, write the page, and print the table."""
         import report
 
-        write_json(self.folder / "metrics.json", self._evaluate())
+        path = self.folder / "metrics.json"
+        crossed = {name: found for name, found in read_json(path).items() if name in ("cv", "folds")}
+        write_json(path, self._evaluate() | crossed)
         page = report.write_report(self.folder)
-        print(closing_table(read_json(self.folder / "metrics.json")))
+        print(closing_table(read_json(path)))
         print(f"\nEverything is in {self.folder}; begin with {page}")
 
     # ---- What the stages share ---------------------------------------------------------------------
