@@ -280,12 +280,14 @@ class Pipeline:
         return {name: self._features(model, name) for name in crossfit.LEARNED}
 
     def _evaluate(self) -> dict[str, Any]:
-        unit = self.config.TIME_UNIT
         paths = {name: self.folder / "features" / f"{name}.parquet" for name in tables.PARTS}
         predicted = self.folder / "tlstm" / "predictions.csv"
-        return evaluate_run(
-            {name: tables.read_features(path, time_unit=unit) for name, path in paths.items()},
-            read_predictions(predicted) if self.record.is_done("tlstm") else None,
+        by_landmark = {}
+        if self.config.LANDMARKS and self.record.is_done("tlstm"):  # not at each last visit, as the others predict
+            by_landmark = {"landmarks": read_json(self.folder / "metrics.json").get("landmarks")}
+        return by_landmark | evaluate_run(
+            {name: tables.read_features(path, time_unit=self.config.TIME_UNIT) for name, path in paths.items()},
+            read_predictions(predicted) if self.record.is_done("tlstm") and not by_landmark else None,
             truth=self._truth_table(),
             horizons=self.config.HORIZONS,
             num_resamples=self.config.NUM_RESAMPLES,

@@ -218,6 +218,22 @@ def evaluate_parts(
     return found
 
 
+def predict_by_visit(predictor: "Predictor", table: pd.DataFrame, years: np.ndarray) -> pd.DataFrame:
+    """Each subject's prediction anew at every visit, from the visits up to it.
+
+    Args:
+        predictor: without landmarks: its baseline hazard is that after a last visit, whichever visit is the last.
+        table: visits, sorted by subject and visit.
+        years: of the survival curves.
+    Returns:
+        `Predictor.predict`'s table, a row a visit.
+    """
+    place = table.groupby("subject").cumcount()
+    number = table.groupby("subject")["subject"].transform("size")
+    heads = [table[(place <= last) & (number > last)].reset_index(drop=True) for last in range(number.max())]
+    return pd.concat([predictor.predict(head, (), years=years) for head in heads], ignore_index=True)
+
+
 def write_predictions(predicted: pd.DataFrame, path: str | Path) -> None:
     """Write `Predictor.predict`'s table with its column `split`, in the user's column names; times in years."""
     first = ["subject", "split", "landmark", "time", "event", "log_hazard"]

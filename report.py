@@ -129,9 +129,9 @@ def _test_figures(run: Run, found: dict[str, Any]) -> Iterator[tuple[str, str, s
     yield (
         "individuals",
         "Four subjects",
-        "Predicted curves of four test subjects, from the highest risk to the lowest, from the landmark on; "
-        "triangles are visits.",
-        figures.individuals(test, run.visits("test")),
+        "Predicted curves of four test subjects, from the highest risk to the lowest, each drawn anew at every visit "
+        "(triangles): the darkest is that of the last one.",
+        figures.individuals(test if run.by_visit is None else run.by_visit, run.visits("test")),
     )
     if any(name.startswith("attention_") for name in test.columns):
         yield (

@@ -26,6 +26,7 @@ class Run:
     metrics: dict[str, Any]
     splits: dict[str, pd.DataFrame]  # by part: subject, scan, visit_time, time (years), event
     predicted: pd.DataFrame | None  # of stage 2: subject, split, landmark, time, event, log_hazard, ...
+    by_visit: pd.DataFrame | None  # likewise of the test part, a row a visit
     cnn: pd.DataFrame | None  # histories
     tlstm: pd.DataFrame | None
     explained: list[Path]  # folders of explained scans, and of the cohort
@@ -37,13 +38,15 @@ class Run:
         config = read_json(folder / "config.json")
         unit = PER_YEAR[config.get("settings", {}).get("TIME_UNIT", "years")]
         splits = {part: _table(folder / "splits" / f"{part}.csv", unit) for part in PARTS}
-        explained = {path.parent for name in EXPLAINED for path in folder.glob(f"explain/*/{name}")}
+        places = ("explain/*", "explained_cohort")
+        explained = {path.parent for at in places for name in EXPLAINED for path in folder.glob(f"{at}/{name}")}
         return cls(
             folder=folder,
             config=config,
             metrics=read_json(folder / "metrics.json"),
             splits={part: table for part, table in splits.items() if table is not None},
             predicted=_table(folder / "tlstm" / "predictions.csv"),
+            by_visit=_table(folder / "tlstm" / "by_visit.csv"),
             cnn=_table(folder / "cnn" / "history.csv"),
             tlstm=_table(folder / "tlstm" / "history.csv"),
             explained=sorted(explained),

@@ -417,6 +417,9 @@ def run(config: Config) -> None:
     save(predictor, folder)
     everyone = pd.concat([part.assign(split=name) for name, part in predicted.items()], ignore_index=True)
     predictions.write_predictions(everyone, folder / "predictions.csv")
+    if not config.LANDMARKS:
+        by_visit = predictions.predict_by_visit(predictor, parts["test"], years)
+        predictions.write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
     _write_csv(history, folder / "history.csv")
     _merge_metrics(config, found)
 

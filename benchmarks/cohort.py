@@ -51,7 +51,7 @@ def measure(folder: Path) -> dict:
 
 
 def follow_truth(folder: Path) -> dict[str, float]:
-    """Correlation of stage 1's risk with the atrophy in each test scan, and of their slopes from first to last visit."""
+    """Correlation of stage 1's risk with the atrophy in each test scan, and of their slopes."""
     (truth,) = folder.glob("simulated/*/truth.csv")
     table = pd.read_parquet(folder / "features" / "test.parquet", columns=["imageid", "log_hazard"])
     table = table.merge(pd.read_csv(truth).drop(columns="log_hazard"), on="imageid", validate="1:1")

@@ -105,6 +105,10 @@ def test_the_predictions_are_of_the_features_subjects(finished):
         np.testing.assert_allclose(rows["time"], last["time"] - last["visit_time"], atol=1e-6)
     curves = predicted[["survival_2.0", "survival_3.0", "survival_5.0"]].to_numpy()
     assert ((curves >= 0) & (curves <= 1)).all() and (np.diff(curves) <= 0).all()
+    by_visit = pd.read_csv(folder / "tlstm" / "by_visit.csv")
+    again = by_visit.sort_values("landmark").groupby("subjectid").tail(1).set_index("subjectid")
+    assert len(by_visit) == 3 * len(again)
+    np.testing.assert_allclose(again["log_hazard"], predicted.set_index("subjectid").loc[again.index, "log_hazard"])
     attention = predicted[["attention_1", "attention_2", "attention_3"]].sum(axis=1)
     np.testing.assert_allclose(attention, 1, atol=1e-5)
 
