@@ -14,11 +14,19 @@ import numpy as np
 from keras import layers
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
+SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
 GROUPS = 8  # of channels, in group normalisation
 
 
 def build_model(
-    shape: tuple[int, int, int], *, width: int = 64, norm: str = "batch", dropout: float = 0.0, seed: int = 0
+    shape: tuple[int, int, int],
+    *,
+    width: int = 64,
+    norm: str = "batch",
+    dropout: float = 0.0,
+    precision: str = "float32",
+    seed: int = 0,
 ) -> keras.Model:
     """Build the network of stage 1.
 
@@ -27,34 +35,38 @@ def build_model(
         width: channels of the first stage; the features are 8 * width.
         norm: `batch` as published, or `group`.
         dropout: rate between the features and the output.
+        precision: `float32`; `mixed_bfloat16` or `mixed_float16`, where weights, features and log-hazard stay in
+            float32; or `float64`, all of it, to check gradients with.
         seed: of the initial weights and of dropout.
     Returns:
-        A model (B, X, Y, Z, 1) float32 -> (B, 1) float32 log-hazard; higher = earlier event.
+        A model (B, X, Y, Z, 1) float32 -> (B, 1) log-hazard; higher = earlier event.
         Layers to find by name: `stem`, `stage1` ... `stage4`, `stage1_block1_conv1` ..., `features`, `log_hazard`.
         The output has no bias: it shifts every risk alike, so neither loss can learn it.
     Raises:
-        ValueError: an unknown `norm`, or a volume smaller than 16 voxels along an axis.
+        ValueError: an unknown `norm` or `precision`, or a volume smaller than 16 voxels along an axis.
     Source: the parameter count at width 64 is the published one, 33,170,113, less that bias.
     """
     if norm not in ("batch", "group"):
         raise ValueError(f"norm: expected 'batch' or 'group'. Received: {norm!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     if min(shape) < 16:
         raise ValueError(f"shape: expected at least 16 voxels along every axis. Received: {shape}")
-    rng = np.random.default_rng(seed)
+    make = _Layers(norm, precision, np.random.default_rng(seed))
+    head = "float64" if precision == "float64" else "float32"
     volume = keras.Input((*shape, 1), name="volume")  # (B, X, Y, Z, 1)
-    x = _conv(volume, width, "stem_conv", kernel=7, stride=2, rng=rng)
-    x = layers.ReLU(name="stem")(_norm(x, norm, "stem_norm"))
-    x = layers.MaxPooling3D(3, strides=2, padding="same", name="stem_pool")(x)
+    x = make.conv(volume, width, "stem_conv", kernel=7, stride=2)
+    x = make.relu(make.norm(x, "stem_norm"), "stem")
+    pool = "float32" if precision == "mixed_float16" else precision  # TensorFlow's CPU kernels lack it in float16
+    x = layers.MaxPooling3D(3, strides=2, padding="same", name="stem_pool", dtype=pool)(x)
     for index, stage in enumerate(STAGES):
         for block in (1, 2):
-            stride = 2 if index > 0 and block == 1 else 1
-            name = f"{stage}_block{block}"
-            x = _block(x, width * 2**index, name, stride=stride, norm=norm, rng=rng)
-        x = layers.Activation("linear", name=stage)(x)
-    x = layers.GlobalAveragePooling3D(name="features", dtype="float32")(x)  # (B, 8 * width)
-    x = layers.Dropout(dropout, seed=_draw(rng), name="dropout", dtype="float32")(x)
+            x = make.block(x, width * 2**index, f"{stage}_block{block}", stride=2 if index > 0 and block == 1 else 1)
+        x = layers.Activation("linear", name=stage, dtype=precision)(x)
+    x = layers.GlobalAveragePooling3D(name="features", dtype=head)(x)  # (B, 8 * width)
+    x = layers.Dropout(dropout, seed=_draw(make.rng), name="dropout", dtype=head)(x)
     log_hazard = layers.Dense(
-        1, use_bias=False, kernel_initializer=_initial(rng, 0.1), name="log_hazard", dtype="float32"
+        1, use_bias=False, kernel_initializer=_initial(make.rng, 0.1), name="log_hazard", dtype=head
     )(x)
     return keras.Model(volume, log_hazard, name="resnet18_3d")
 
@@ -64,27 +76,42 @@ def feature_model(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, [model.get_layer("features").output, model.output], name="features_and_risk")
 
 
-def _block(x, channels: int, name: str, *, stride: int, norm: str, rng: np.random.Generator):
-    shortcut = x
-    y = _conv(x, channels, f"{name}_conv1", stride=stride, rng=rng)
-    y = layers.ReLU(name=f"{name}_relu1")(_norm(y, norm, f"{name}_norm1"))
-    y = _norm(_conv(y, channels, f"{name}_conv2", rng=rng), norm, f"{name}_norm2")
-    if stride > 1 or x.shape[-1] != channels:
-        shortcut = _conv(x, channels, f"{name}_shortcut_conv", kernel=1, stride=stride, rng=rng)
-        shortcut = _norm(shortcut, norm, f"{name}_shortcut_norm")
-    return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_add")([y, shortcut]))
+class _Layers:
+    """Makes the layers of one network: its normalisation, its precision, and the generator of its weights."""
 
+    def __init__(self, norm: str, precision: str, rng: np.random.Generator):
+        self.kind, self.precision, self.rng = norm, precision, rng
 
-def _conv(x, channels: int, name: str, *, kernel: int = 3, stride: int = 1, rng: np.random.Generator):
-    return layers.Conv3D(
-        channels, kernel, strides=stride, padding="same", use_bias=False, kernel_initializer=_initial(rng), name=name
-    )(x)
+    def block(self, x, channels: int, name: str, *, stride: int):
+        shortcut = x
+        y = self.conv(x, channels, f"{name}_conv1", stride=stride)
+        y = self.relu(self.norm(y, f"{name}_norm1"), f"{name}_relu1")
+        y = self.norm(self.conv(y, channels, f"{name}_conv2"), f"{name}_norm2")
+        if stride > 1 or x.shape[-1] != channels:
+            shortcut = self.conv(x, channels, f"{name}_shortcut_conv", kernel=1, stride=stride)
+            shortcut = self.norm(shortcut, f"{name}_shortcut_norm")
+        return self.relu(layers.Add(name=f"{name}_add", dtype=self.precision)([y, shortcut]), f"{name}_relu2")
 
+    def conv(self, x, channels: int, name: str, *, kernel: int = 3, stride: int = 1):
+        small = self.precision == "mixed_bfloat16" and min(x.shape[1:4]) < SMALLEST
+        return layers.Conv3D(
+            channels,
+            kernel,
+            strides=stride,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=_initial(self.rng),
+            name=name,
+            dtype="float32" if small else self.precision,
+        )(x)
 
-def _norm(x, norm: str, name: str):
-    if norm == "group":
-        return layers.GroupNormalization(math.gcd(GROUPS, x.shape[-1]), name=name)(x)
-    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+    def norm(self, x, name: str):
+        if self.kind == "group":
+            return layers.GroupNormalization(math.gcd(GROUPS, x.shape[-1]), name=name, dtype=self.precision)(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=self.precision)(x)
+
+    def relu(self, x, name: str):
+        return layers.ReLU(name=name, dtype=self.precision)(x)
 
 
 def _initial(rng: np.random.Generator, scale: float = 2.0) -> keras.initializers.Initializer:

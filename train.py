@@ -45,6 +45,7 @@ class Options:
     warmup_epochs: float = 0.5
     clip_norm: float = 1.0
     ema: float = 0.0
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     epochs: int = 8
     patience: int = 8
     augment_shift: float = 0.5
@@ -144,13 +145,17 @@ class Trainer:
     def __init__(self, model: keras.Model, options: Options):
         self.model, self.options = model, options
         self.optimizer = keras.optimizers.Adam(options.learning_rate)
+        self.scaled = options.precision == "mixed_float16"
+        if self.scaled:  # else small gradients would vanish on their way through float16
+            self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
         self.optimizer.build(model.trainable_variables)
         weights = [variable.value for variable in model.trainable_variables]
         self.gradients = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in weights]
         self.averages = [tf.Variable(weight, trainable=False) for weight in weights] if options.ema else []
         volumes = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-        seeds, risks = tf.TensorSpec((None, 2), tf.int32), tf.TensorSpec((None,), tf.float32)
-        outcome = (tf.TensorSpec((None,), tf.int32), risks, risks, tf.TensorSpec((None,), tf.bool))
+        seeds, risks = tf.TensorSpec((None, 2), tf.int32), tf.TensorSpec((None,), model.output.dtype)
+        years = tf.TensorSpec((None,), tf.float32)
+        outcome = (tf.TensorSpec((None,), tf.int32), years, years, tf.TensorSpec((None,), tf.bool))
         self.forward = tf.function(self._forward, input_signature=(volumes, seeds))
         self.backward = tf.function(self._backward, input_signature=(volumes, seeds, risks))
         self.whole = tf.function(self._whole, input_signature=(volumes, seeds, *outcome))
@@ -167,7 +172,7 @@ class Trainer:
         micro = [np.array_split(rows, math.ceil(len(rows) / options.batch_size)) for rows in risk_sets]
         batches = [rows for split in micro for rows in (split if len(split) == 1 else split * 2)]  # two passes
         volumes = iter(make_dataset(part.entries, self.model.input_shape[1:4], batches))
-        losses = []
+        applied, losses = int(self.optimizer.iterations), []
         for step, (rows, split) in enumerate(zip(risk_sets, micro, strict=True)):
             callbacks.on_train_batch_begin(step)
             self._set_rate(epoch * steps + step, steps)
@@ -179,7 +184,10 @@ class Trainer:
                     "the best weights so far are kept."
                 )
             callbacks.on_train_batch_end(step, {"loss": losses[-1]})
-        return {"loss": float(np.mean(losses)), "learning_rate": float(self.optimizer.learning_rate)}
+        logs = {"loss": float(np.mean(losses)), "learning_rate": float(self.optimizer.learning_rate)}
+        if self.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
+            logs["skipped_steps"] = steps - (int(self.optimizer.iterations) - applied)
+        return logs
 
     def loss(self, log_hazard: np.ndarray, part: Part) -> float:
         """The training's loss of given risks (N,) of all scans of a part."""
@@ -265,12 +273,14 @@ class Trainer:
     def _backward(self, volumes, seeds, slopes):
         with tf.GradientTape() as tape:
             log_hazard = self._forward(volumes, seeds)
-        self._accumulate(tape.gradient(log_hazard, self._weights(), output_gradients=slopes))
+        cotangent = slopes * tf.cast(self._scale(), slopes.dtype)
+        self._accumulate(tape.gradient(log_hazard, self._weights(), output_gradients=cotangent))
 
     def _whole(self, volumes, seeds, *outcome):
         with tf.GradientTape() as tape:
             loss = self._loss(self._forward(volumes, seeds), *outcome)
-        self._accumulate(tape.gradient(loss, self._weights()))
+            scaled = loss * tf.cast(self._scale(), loss.dtype)
+        self._accumulate(tape.gradient(scaled, self._weights()))
         return loss
 
     def _slope(self, log_hazard, *outcome):
@@ -290,12 +300,17 @@ class Trainer:
         return loss
 
     def _apply(self):
-        gradients, _ = tf.clip_by_global_norm([tf.identity(total) for total in self.gradients], self.options.clip_norm)
+        limit = self.options.clip_norm * self._scale()  # what accumulated is scaled; the optimiser divides
+        gradients, _ = tf.clip_by_global_norm([tf.identity(total) for total in self.gradients], limit)
         self.optimizer.apply(gradients, self.model.trainable_variables)
         for total in self.gradients:
             total.assign(tf.zeros_like(total))
         for average, weight in zip(self.averages, self._weights(), strict=bool(self.averages)):
             average.assign(self.options.ema * average + (1 - self.options.ema) * weight)
+
+    def _scale(self) -> tf.Tensor:
+        """What gradients are multiplied by on their way through the network: 1 but in float16."""
+        return tf.convert_to_tensor(self.optimizer.dynamic_scale) if self.scaled else tf.constant(1.0)
 
     def _accumulate(self, gradients) -> None:
         for total, gradient in zip(self.gradients, gradients, strict=True):

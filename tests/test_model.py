@@ -48,7 +48,22 @@ def test_a_volume_alone_gets_the_risk_it_gets_in_a_batch(norm, rng):
     np.testing.assert_allclose(model(volumes)[:1], model(volumes[:1]), atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_of_the_convolutions_alone(precision, rng):
+    """Same weights, same risks to half precision; features and risks themselves in float32."""
+    half, single = (build_model((16, 16, 16), width=8, seed=1, precision=name) for name in (precision, "float32"))
+    assert half.get_layer("stage2").output.dtype == precision.removeprefix("mixed_")
+    assert {variable.dtype for variable in half.trainable_variables} == {"float32"}
+    volumes = rng.normal(size=(4, 16, 16, 16, 1)).astype(np.float32)
+    for found, expected in zip(feature_model(half)(volumes), feature_model(single)(volumes), strict=True):
+        assert found.dtype == "float32"
+        np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+        assert np.abs(found - expected).max() > 0
+
+
 def test_what_is_wrong_is_told():
+    with pytest.raises(ValueError, match="one of float32, mixed_bfloat16"):
+        build_model((16, 16, 16), precision="float8")
     with pytest.raises(ValueError, match="'batch' or 'group'"):
         build_model((16, 16, 16), norm="layer")
     with pytest.raises(ValueError, match="at least 16 voxels"):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +112,60 @@ def test_both_passes_drop_and_normalise_alike(parts):
         np.testing.assert_allclose(a, b, atol=1e-4 * scale)
     for a, b in zip(state, [variable.numpy() for variable in model.non_trainable_variables], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def plain_step(parts, *, batch_size, precision, scale=1.0):
+    """By how much one step of plain gradient descent lowers each weight."""
+    model = build(precision=precision)
+    trainer = train.Trainer(model, options(batch_size=batch_size, precision=precision, clip_norm=1e9))
+    trainer.optimizer = keras.optimizers.SGD(1.0)
+    if trainer.scaled:
+        trainer.optimizer = keras.optimizers.LossScaleOptimizer(trainer.optimizer, initial_scale=scale)
+    trainer.optimizer.build(model.trainable_variables)
+    before = np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
+    rows = train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
+    split = np.array_split(rows, len(rows) // batch_size)
+    passes = split if len(split) == 1 else split * 2
+    trainer._step(rows, split, parts["train"], iter(train.make_dataset(parts["train"].entries, SHAPE, passes)), 0)
+    return before - np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_goes_where_single_does(parts, precision):
+    half, single = (plain_step(parts, batch_size=12, precision=name) for name in (precision, "float32"))
+    assert half @ single / np.linalg.norm(half) / np.linalg.norm(single) > 0.9
+    assert np.linalg.norm(half) == pytest.approx(np.linalg.norm(single), rel=0.2)
+
+
+@pytest.mark.parametrize("batch_size", [12, 6])
+def test_what_float16_scales_up_is_scaled_down_again(parts, batch_size):
+    one, other = (
+        plain_step(parts, batch_size=batch_size, precision="mixed_float16", scale=scale) for scale in (1.0, 64.0)
+    )
+    assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(one)
+
+
+def test_a_float16_step_beyond_its_range_is_left_out_and_counted(parts, tmp_path):
+    model = build(precision="mixed_float16")
+    before = weights(model)
+    trainer = train.Trainer(model, options(precision="mixed_float16"))
+    trainer.optimizer.dynamic_scale.assign(2.0**127)
+    callbacks = keras.callbacks.CallbackList(model=model)
+    logs = trainer.run_epoch(parts["train"], 0, 4, callbacks)
+    assert logs["skipped_steps"] == 4 and float(trainer.optimizer.dynamic_scale) == 2.0**123
+    trained = [variable.name in ("kernel", "gamma", "beta") for variable in model.weights]
+    same = [bool((a == b).all()) for a, b in zip(before, weights(model), strict=True)]
+    assert all(equal for equal, weight in zip(same, trained, strict=True) if weight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_it_learns_in_half_precision(parts, tmp_path, precision):
+    train.train(build(precision=precision), parts, options(epochs=6, learning_rate=3e-3, precision=precision), tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert history["val_c_index"].max() > 0.8
+    if precision == "mixed_float16":
+        assert history["skipped_steps"].sum() < 12
 
 
 def train_volumes(part, rows):
