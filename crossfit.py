@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
+from sklearn.linear_model import RidgeCV
 
 from files import InputError, written_whole
 from linear import stratified_folds
 
 LEARNED = ("train", "val")  # parts whose features a further network gives
+PENALTIES = np.logspace(-3, 4, 15)  # of the map between two networks
 
 logger = logging.getLogger(__name__)
 
@@ -68,34 +69,24 @@ def deal_folds(table: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
 
 
 def align(table: pd.DataFrame, theirs: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """Bring one network's outputs into another's space.
+    """Bring one network's outputs into another's space: what the other would say of the scans, as far as they tell.
 
-    The features are rotated, scaled and shifted; the log-hazard is scaled and shifted. The scale gives the same scans
-    the same spread. Least squares would shrink what the networks disagree on, and so make training unlike testing.
+    Ridge regression of the other's outputs on the one's, its penalty by leave-one-out. What the networks do not share
+    is shrunk, so that a coefficient learnt from the result holds for the other's outputs (regression calibration).
 
     Args:
-        table: one network's outputs for any scans.
+        table: one network's outputs, `log_hazard` and `feature_<n>`, for any scans.
         theirs: its outputs for the scans that both know.
         ours: the other's, of the same scans in the same order.
     Returns:
-        `table` with `log_hazard` and `feature_<n>` replaced.
-    Source: Procrustes, Schoenemann (1966), Psychometrika 31; the scale as said.
+        `table` with its outputs replaced.
+    Source: Carroll et al. (2006), Measurement Error in Nonlinear Models, ch. 4.
     """
-    names = [str(name) for name in ours if str(name).startswith("feature_")]
-    rotation, _ = scipy.linalg.orthogonal_procrustes(_centred(theirs[names]), _centred(ours[names]))
+    names = ["log_hazard", *(str(name) for name in ours if str(name).startswith("feature_"))]
+    ridge = RidgeCV(PENALTIES).fit(theirs[names].to_numpy(float), ours[names].to_numpy(float))
     aligned = table.copy()
-    both: tuple[tuple[list[str], np.ndarray], ...] = ((names, rotation), (["log_hazard"], np.eye(1)))
-    for columns, turned in both:
-        spread = np.linalg.norm(_centred(theirs[columns]))
-        scale = np.linalg.norm(_centred(ours[columns])) / spread if spread > 0 else 1.0  # a dead network has no spread
-        moved = (table[columns].to_numpy() - theirs[columns].to_numpy().mean(axis=0)) @ turned * scale
-        aligned[columns] = (moved + ours[columns].to_numpy().mean(axis=0)).astype(np.float32)
+    aligned[names] = ridge.predict(table[names].to_numpy(float)).astype(np.float32)
     return aligned
-
-
-def _centred(table: pd.DataFrame) -> np.ndarray:
-    values = table.to_numpy(float)
-    return values - values.mean(axis=0)
 
 
 def _kept(folder: Path, learn: Callable[[Path], Features]) -> Features:

@@ -33,36 +33,37 @@ def moved(table, rotation, *, scale, shift, factor, offset):
     return other
 
 
-def test_a_network_that_differs_by_a_turn_a_scale_and_a_shift_is_brought_back(features, rng):
+def test_a_network_that_differs_by_a_turn_a_scale_and_a_shift_is_brought_back(features):
     rotation = ortho_group.rvs(3, random_state=0)
     seen = {
-        name: moved(table, rotation, scale=2.5, shift=7.0, factor=0.4, offset=-3.0) for name, table in features.items()
+        name: moved(table, rotation, scale=0.5, shift=7.0, factor=0.4, offset=-3.0) for name, table in features.items()
     }
     aligned = align(seen["train"], seen["val"], features["val"])
-    np.testing.assert_allclose(aligned[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+    np.testing.assert_allclose(aligned[OUTPUTS], features["train"][OUTPUTS], atol=2e-3)
     assert aligned.drop(columns=OUTPUTS).equals(features["train"].drop(columns=OUTPUTS))
 
 
-def test_alignment_keeps_the_spread_of_what_the_networks_disagree_on(features, rng):
-    """Independent outputs: least squares would shrink them towards the mean; here the spread is the main network's."""
-    theirs = features["val"].assign(**{name: 5 * rng.normal(size=16) for name in OUTPUTS})
-    aligned = align(theirs, theirs, features["val"])
-    for columns in (NAMES, ["log_hazard"]):
-        found, ours = (table[columns].to_numpy(float) for table in (aligned, features["val"]))
-        np.testing.assert_allclose(found.mean(axis=0), ours.mean(axis=0), atol=1e-5)
-        np.testing.assert_allclose(((found - found.mean(axis=0)) ** 2).sum(), ((ours - ours.mean(axis=0)) ** 2).sum())
+def test_the_map_is_ridge_regression(features, rng, monkeypatch):
+    """Against the closed form, by the normal equations of the centred outputs."""
+    monkeypatch.setattr("crossfit.PENALTIES", [2.0])
+    theirs = features["val"].assign(**{name: rng.normal(size=16) for name in OUTPUTS})
+    x, y = theirs[OUTPUTS].to_numpy(float), features["val"][OUTPUTS].to_numpy(float)
+    centred = x - x.mean(axis=0)
+    coefficients = np.linalg.solve(centred.T @ centred + 2.0 * np.eye(4), centred.T @ (y - y.mean(axis=0)))
+    expected = (features["train"][OUTPUTS].to_numpy(float) - x.mean(axis=0)) @ coefficients + y.mean(axis=0)
+    np.testing.assert_allclose(align(features["train"], theirs, features["val"])[OUTPUTS], expected, atol=1e-5)
 
 
-def test_a_log_hazard_keeps_its_direction(features):
-    """A network that ranks validation the other way round is not turned: higher stays an earlier event."""
-    theirs = features["val"].assign(log_hazard=-features["val"]["log_hazard"])
-    aligned = align(theirs, theirs, features["val"])
-    assert aligned["log_hazard"].corr(theirs["log_hazard"]) == pytest.approx(1)
+def test_what_the_networks_do_not_share_is_shrunk(rng):
+    both = {"theirs": scans(rng, 200, "v"), "ours": scans(rng, 200, "v")}
+    aligned = align(both["theirs"], both["theirs"], both["ours"])
+    assert (aligned[OUTPUTS].std() < 0.2 * both["ours"][OUTPUTS].std()).all()
 
 
-def test_a_dead_network_gives_finite_features(features):
+def test_a_dead_network_says_the_mean(features):
     theirs = features["val"].assign(**dict.fromkeys(OUTPUTS, 0.0))
-    assert np.isfinite(align(theirs, theirs, features["val"])[OUTPUTS]).all(axis=None)
+    aligned = align(theirs, theirs, features["val"])[OUTPUTS].to_numpy()
+    np.testing.assert_allclose(aligned, np.tile(features["val"][OUTPUTS].mean(), (16, 1)), atol=1e-6)
 
 
 def test_a_scan_has_the_features_of_the_network_that_never_saw_its_subject(features, tmp_path):
@@ -78,7 +79,7 @@ def test_a_scan_has_the_features_of_the_network_that_never_saw_its_subject(featu
         return {"train": seen, "val": features["val"]}
 
     found = cross_fit(main, learn, num_folds=3, seed=0, folder=tmp_path)
-    np.testing.assert_allclose(found[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+    np.testing.assert_allclose(found[OUTPUTS], features["train"][OUTPUTS], atol=5e-3)
     assert list(found["scan"]) == list(features["train"]["scan"])
     assert (np.sum(learnt_from, axis=0) == 2).all()  # of 3: every scan was held out once
     assert len(list(tmp_path.glob("*/features.parquet"))) == 3
@@ -98,7 +99,7 @@ def test_a_finished_network_is_not_trained_again(features, tmp_path):
     asked.insert(0, "so that the next one is not stopped")
     again = cross_fit(features, learn, num_folds=2, seed=0, folder=tmp_path)
     assert asked[1:] == ["1", "2"]
-    np.testing.assert_allclose(again[OUTPUTS], features["train"][OUTPUTS], atol=1e-5)
+    np.testing.assert_allclose(again[OUTPUTS], features["train"][OUTPUTS], atol=5e-3)
 
 
 def test_folds_are_of_whole_subjects_and_share_the_events(features):
