@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import STAGES
+from model import STAGES, feature_model
 
 CHUNK_VOXELS = 2**19  # of the volumes in memory at a time: 4 of 48x56x48, 1 of 128x128x128
 
@@ -92,3 +92,33 @@ def _with_folded_stem(model: keras.Model) -> Callable[[Any], Any]:
 def chunk_size(volume: np.ndarray) -> int:
     """Volumes of this size to hold in memory at a time."""
     return max(1, CHUNK_VOXELS // volume.size)
+
+
+@functools.lru_cache(maxsize=1)
+def compiled_outputs(model: keras.Model) -> tuple[Callable[[Any], np.ndarray], Callable[[Any, Any], np.ndarray]]:
+    """All that stage 1 hands to stage 2, and the gradient of any weighted sum of it.
+
+    Returns:
+        (B, X, Y, Z, 1) -> (B, F + 1): the features, then the log-hazard; and, given weights (B, F + 1) besides, the
+        gradient of each volume's own weighted sum, (B, X, Y, Z, 1).
+    """
+    forward = _with_folded_stem(feature_model(model))
+    volumes_like = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
+
+    @tf.function(input_signature=[volumes_like])
+    def joined(volumes):
+        return tf.concat([tf.cast(part, tf.float32) for part in forward(volumes)], axis=1)
+
+    @tf.function(input_signature=[volumes_like, tf.TensorSpec((None, None), tf.float32)])
+    def gradient(volumes, weights):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(volumes)
+            total = tf.reduce_sum(joined(volumes) * weights)
+        return tape.gradient(total, volumes)
+
+    def in_chunks(run, *arrays):
+        size = chunk_size(arrays[0][0])
+        starts = range(0, len(arrays[0]), size)
+        return np.concatenate([run(*(part[at : at + size] for part in arrays)).numpy() for at in starts])
+
+    return functools.partial(in_chunks, joined), functools.partial(in_chunks, gradient)

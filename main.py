@@ -25,9 +25,10 @@ from config import Config, read_config
 from data import Cache, build_cache, load_volume, load_volumes
 from evaluation import closing_table, evaluate_run, read_predictions
 from files import InputError, read_json, safe_name, write_json
+from histories import HistoryExplanation, Stage1, explain_history
 from processes import STOPPED, run_program
 from record import UPSTREAM, Record, digest, log_to, open_folder
-from regions import make_parcels, read_atlas
+from regions import Regions, make_parcels, read_atlas
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
@@ -115,6 +116,7 @@ class Pipeline:
         """SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
         import explain
         import pictures
+        import timelines
 
         config, grid, model = self.config, self.cache.grid, self._trained_model()
         background = self._background()
@@ -136,14 +138,18 @@ class Pipeline:
                 truth=self._truth(),
                 regions=parcels,
             )
+            history = self._explain_history(row, model, background, parcels)
+            found["metrics"]["history"] = history["metrics"]
+            folder, title = self.folder / "explain" / safe_name(scan["scan"]), f"{scan['scan']}, {why}"
+            timelines.save_history(folder, history, title=title)
             image: Any = nib.load(scan["nifti_path"])
             pictures.save_explanation(
-                self.folder / "explain" / safe_name(scan["scan"]),
+                folder,
                 dict(found),
                 affine=grid.affine,
                 shape_native=image.shape,
                 affine_native=image.affine,
-                title=f"{scan['scan']}, {why}",
+                title=title,
             )
         if config.EXPLAIN_COHORT:
             last = self._spread_over_risk(config.EXPLAIN_COHORT)
@@ -310,6 +316,28 @@ class Pipeline:
             if row >= len(test)
         ]
         tables.refuse("Scans to explain are not in the test part", problems, "Name others, or change the split.")
+
+    def _explain_history(self, row: int, model, background: np.ndarray, regions: Regions) -> HistoryExplanation:
+        """Stage 2, and both stages together, of a test subject's visits up to a row of the test part."""
+        from gradients import compiled_outputs
+        from tlstm import load
+
+        test, config = self.parts["test"], self.config
+        rows = [one for one in range(row + 1) if test["subject"].iloc[one] == test["subject"].iloc[row]]
+        outputs, pull = compiled_outputs(model)
+        names = [f"feature_{number + 1}" for number in range(model.get_layer("features").output.shape[-1])]
+        train = read_predictions(self.folder / "tlstm" / "predictions.csv")["train"]
+        return explain_history(
+            load(self.folder / "tlstm"),
+            test.iloc[rows].drop(columns="nifti_path"),
+            load_volumes([self._entries("test")[one] for one in rows]),
+            background,
+            stage1=Stage1([*names, "log_hazard"], outputs, pull),
+            regions=regions,
+            horizons=config.HORIZONS,
+            expected=float(train["log_hazard"].mean()),
+            seed=config.SEED,
+        )
 
     def _background(self) -> np.ndarray:
         """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""

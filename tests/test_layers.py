@@ -43,6 +43,8 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "attribution": {"evidence", "gradients", "model"},
     "explain": {"attribution", "evidence", "gradients", "regions"},
     "pictures": {"evidence", "regions"},
+    "histories": {"metrics", "predictions", "regions", "sequences"},
+    "timelines": {"figures", "histories"},
     # the order of things
     "record": {"config", "data"},
     "folds": {"config", "evaluation", "linear", "predictions", "tables"},

@@ -68,6 +68,10 @@ def test_every_promised_file_is_there(finished):
         "metrics.json",
         "shap.png",
         "regions.csv",
+        "region_by_visit.png",
+        "region_by_visit.csv",
+        "visits.csv",
+        "groups.csv",
     ):
         assert explained and [scan for scan in explained if not (scan / name).exists()] == []
     assert (folder / "explained_cohort" / "regions.csv").stat().st_size > 0
