@@ -114,56 +114,15 @@ class Pipeline:
 
     def explain(self) -> None:
         """SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
-        import explain
-        import pictures
-        import timelines
-
         config, grid, model = self.config, self.cache.grid, self._trained_model()
         background = self._background()
         brain = (background != 0).any(axis=(0, -1))
         parcels = read_atlas(config.ATLAS, brain, grid.affine) if config.ATLAS else make_parcels(brain, grid.affine)
         shutil.rmtree(self.folder / "explain", ignore_errors=True)  # of whom earlier settings chose
         for row, why in tqdm(self._explained(), desc="explaining", unit="scan"):
-            scan = self.parts["test"].iloc[row]
-            found = explain.explain_scan(
-                model,
-                load_volume(self._entries("test")[row]),
-                background,
-                engine=config.SHAP_ENGINE,
-                steps=config.SHAP_NSAMPLES,
-                seed=config.SEED,
-                layer=config.GRAD_CAM_LAYER,
-                hires_layer=config.HIRES_CAM_LAYER,
-                voxel_mm=grid.voxel_mm,
-                truth=self._truth(),
-                regions=parcels,
-            )
-            history = self._explain_history(row, model, background, parcels)
-            found["metrics"]["history"] = history["metrics"]
-            folder, title = self.folder / "explain" / safe_name(scan["scan"]), f"{scan['scan']}, {why}"
-            timelines.save_history(folder, history, title=title)
-            image: Any = nib.load(scan["nifti_path"])
-            pictures.save_explanation(
-                folder,
-                dict(found),
-                affine=grid.affine,
-                shape_native=image.shape,
-                affine_native=image.affine,
-                title=title,
-            )
+            self._explain_scan(row, why, model, background, parcels)
         if config.EXPLAIN_COHORT:
-            last = self._spread_over_risk(config.EXPLAIN_COHORT)
-            scans = tqdm([(row["subject"], row["entry"]) for _, row in last.iterrows()], desc="explaining the cohort")
-            cohort = explain.explain_cohort(
-                model,
-                ((subject, load_volume(entry)) for subject, entry in scans),
-                background,
-                voxel_mm=grid.voxel_mm,
-                regions=parcels,
-                seed=config.SEED,
-            )
-            events = dict(zip(last["subject"], last["event"], strict=True))
-            pictures.save_cohort(self.folder / "explained_cohort", cohort, affine=grid.affine, event=events)
+            self._explain_cohort(model, background, parcels)
 
     def report(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""
@@ -338,6 +297,58 @@ class Pipeline:
             expected=float(train["log_hazard"].mean()),
             seed=config.SEED,
         )
+
+    def _explain_scan(self, row: int, why: str, model, background: np.ndarray, parcels: Regions) -> None:
+        """Every map of one test scan, and the history that ends with it, into `explain/<imageid>`."""
+        import explain
+        import pictures
+        import timelines
+
+        config, grid, scan = self.config, self.cache.grid, self.parts["test"].iloc[row]
+        found = explain.explain_scan(
+            model,
+            load_volume(self._entries("test")[row]),
+            background,
+            engine=config.SHAP_ENGINE,
+            steps=config.SHAP_NSAMPLES,
+            seed=config.SEED,
+            layer=config.GRAD_CAM_LAYER,
+            hires_layer=config.HIRES_CAM_LAYER,
+            voxel_mm=grid.voxel_mm,
+            truth=self._truth(),
+            regions=parcels,
+        )
+        history = self._explain_history(row, model, background, parcels)
+        found["metrics"]["history"] = history["metrics"]
+        folder, title = self.folder / "explain" / safe_name(scan["scan"]), f"{scan['scan']}, {why}"
+        timelines.save_history(folder, history, title=title)
+        image: Any = nib.load(scan["nifti_path"])
+        pictures.save_explanation(
+            folder,
+            dict(found),
+            affine=grid.affine,
+            shape_native=image.shape,
+            affine_native=image.affine,
+            title=title,
+        )
+
+    def _explain_cohort(self, model, background: np.ndarray, parcels: Regions) -> None:
+        """The mean map of test subjects spread over the risk, into `explained_cohort`."""
+        import explain
+        import pictures
+
+        last = self._spread_over_risk(self.config.EXPLAIN_COHORT)
+        scans = tqdm([(row["subject"], row["entry"]) for _, row in last.iterrows()], desc="explaining the cohort")
+        cohort = explain.explain_cohort(
+            model,
+            ((subject, load_volume(entry)) for subject, entry in scans),
+            background,
+            voxel_mm=self.cache.grid.voxel_mm,
+            regions=parcels,
+            seed=self.config.SEED,
+        )
+        events = dict(zip(last["subject"], last["event"], strict=True))
+        pictures.save_cohort(self.folder / "explained_cohort", cohort, affine=self.cache.grid.affine, event=events)
 
     def _background(self) -> np.ndarray:
         """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""
