@@ -36,7 +36,7 @@ def build_model(
         norm: `batch` as published, or `group`.
         dropout: rate between the features and the output.
         precision: `float32`; `mixed_bfloat16` or `mixed_float16`, where weights, features and log-hazard stay in
-            float32; or `float64`, all of it, to check gradients with.
+            float32; or `float64`, all but the pooling, to check gradients with.
         seed: of the initial weights and of dropout.
     Returns:
         A model (B, X, Y, Z, 1) float32 -> (B, 1) log-hazard; higher = earlier event.
@@ -57,7 +57,7 @@ def build_model(
     volume = keras.Input((*shape, 1), name="volume")  # (B, X, Y, Z, 1)
     x = make.conv(volume, width, "stem_conv", kernel=7, stride=2)
     x = make.relu(make.norm(x, "stem_norm"), "stem")
-    pool = "float32" if precision == "mixed_float16" else precision  # TensorFlow's CPU kernels lack it in float16
+    pool = precision if precision == "mixed_bfloat16" else "float32"  # TensorFlow has no other kernel on a CPU
     x = layers.MaxPooling3D(3, strides=2, padding="same", name="stem_pool", dtype=pool)(x)
     for index, stage in enumerate(STAGES):
         for block in (1, 2):

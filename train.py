@@ -100,9 +100,11 @@ def train(model: keras.Model, parts: dict[str, Part], options: Options, folder: 
         options: of the training.
         folder: gets `best.weights.h5`, `history.csv` and, until the end, `backup/`.
     Raises:
-        InputError: the loss is not finite (names the scans), or the backup belongs to other options.
+        InputError: a part or RISK_SET has too few events to learn or to choose from, the loss is not finite (names the
+            scans), or the backup belongs to other options.
         OSError: the folder can't be written.
     """
+    _check(parts, options)
     trainer = Trainer(model, options)
     model.compile(optimizer=trainer.optimizer)  # for Keras' callbacks
     best, history = folder / "best.weights.h5", History(folder / "history.csv")
@@ -374,6 +376,26 @@ def extract_features(model: keras.Model, table: pd.DataFrame, entries: list[Path
 
 def _outcome(part: Part, rows) -> tuple[tf.Tensor, ...]:
     return tuple(tf.constant(values[rows]) for values in (part.subject, part.visit_time, part.time, part.event))
+
+
+def _check(parts: dict[str, Part], options: Options) -> None:
+    """Refuse what would train on nothing, or choose the best epoch by nothing."""
+    problems = []
+    for name, words in (("train", "training"), ("val", "validation")):
+        time, event, last = parts[name].time, parts[name].event, parts[name].last
+        if not event.any() or time[event].min() >= time.max():
+            problems.append(
+                f"the {words} part: expected a subject with an event before another's time, received "
+                f"{event[last].sum()} events of {last.sum()} subjects. Change the split, or SEED"
+            )
+    event = parts["train"].event[parts["train"].last]
+    if 0 < event.sum() < math.ceil(len(event) / options.risk_set):
+        problems.append(
+            f"RISK_SET: expected {math.ceil(len(event) / event.sum())} or more subjects, so that each loss has an "
+            f"event ({event.sum()} of {len(event)} training subjects have one), received {options.risk_set}"
+        )
+    if problems:
+        raise InputError("Stage 1 can't learn from this. " + "; ".join(problems) + ".")
 
 
 def _resume(trainer: Trainer, backup: Path, callbacks: list[keras.callbacks.Callback], chosen: BestWeights) -> int:

@@ -213,6 +213,25 @@ def test_no_patience_stops_early(parts, tmp_path):
     assert len(pd.read_csv(tmp_path / "history.csv")) < 30
 
 
+def with_events(part, subjects):
+    """A part where the subjects of these numbers alone have an event."""
+    return train.Part(**{**vars(part), "event": np.isin(part.subject, subjects)})
+
+
+@pytest.mark.parametrize(
+    ("name", "subjects", "message"),
+    [
+        ("train", [], r"the training part: expected a subject with an event .* received 0 events of 20 subjects"),
+        ("val", [], r"the validation part: expected .* received 0 events of 12 subjects"),
+        ("train", [0, 1], r"RISK_SET: expected 10 or more subjects.* \(2 of 20 training .*, received 6"),
+    ],
+)
+def test_too_few_events_are_refused_before_training(parts, tmp_path, name, subjects, message):
+    with pytest.raises(InputError, match=message):
+        train.train(build(), parts | {name: with_events(parts[name], subjects)}, options(), tmp_path)
+    assert not (tmp_path / "history.csv").exists()
+
+
 class Killed(Exception):
     """A kill, as far as the loop can tell."""
 
