@@ -19,6 +19,7 @@ from regions import ELSEWHERE, Regions
 from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, Visits, years_since_last
 
 MOST_VISITS = 12  # 2^V coalitions
+LEAST_GRADIENTS = 64  # of stage 1 at each visit: two a background of 32
 UNATTRIBUTED = "unattributed"  # what the integrals miss of the gap
 NODES, WEIGHTS = ((part + shift) / 2 for part, shift in zip(np.polynomial.legendre.leggauss(3), (1, 0), strict=True))
 INPUT_STEP = 0.05  # of stage 2's standardised inputs: float32 rounding and curvature both err by about 1e-6
@@ -201,8 +202,8 @@ def region_by_visit(
     Returns:
         A row a region and visit: `label, region, visit, visit_time, log_hazard, risk_<horizon>...`. The rows
         `unattributed` (label -1) hold what the integrals miss, so that a column sums to f(x) - mean f(background).
-        The log-hazard, its mean over the backgrounds, and the share of |gap| that is unattributed,
-        None if there is no gap.
+        The log-hazard, its mean over the backgrounds, and `unattributed`: the visits' |unattributed| over their |sums|,
+        None if all are 0.
     Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
     """
     own, others = (stage1.outputs(part).astype(float) for part in (volumes, background))  # (V, C), (B, C)
@@ -222,9 +223,8 @@ def region_by_visit(
     secants = (risk(values + gap) - risk(values)) / gap[:, None]  # (B, T)
     for year, secant in zip(horizons, secants.T, strict=True):
         found[f"risk_{float(year)}"] = np.einsum("b,bvr->vr", secant, parts) / len(parts)
-    whole = value - float(values.mean())
-    missed = abs(float(found["log_hazard"][:, -1].sum()))
-    share = missed / abs(whole) if abs(whole) > LEAST_GAP else None
+    missed, effect = np.abs(found["log_hazard"][:, -1]).sum(), np.abs(found["log_hazard"].sum(axis=1)).sum()
+    share = float(missed / effect) if effect > LEAST_GAP else None
     told = {"log_hazard": value, "background_log_hazard": float(values.mean()), "unattributed": share}
     return _as_table(found, table, regions), told
 
@@ -252,17 +252,21 @@ def _integrate(
 ) -> np.ndarray:
     """(B, V, R) of each background: stage 1's weighted gradients on its lines to the scans, by region.
 
-    One gradient a line; its position is stratified over the backgrounds, at each visit anew.
+    A line holds an even grid of positions, its offset stratified over the backgrounds, at each visit anew.
     """
     rng = np.random.default_rng(seed)
     strata = np.stack([rng.permutation(len(background)) for _ in volumes], axis=1)  # (B, V)
-    position = (strata + rng.uniform(size=strata.shape)) / len(background)
+    offset = (strata + rng.uniform(size=strata.shape)) / len(background)
+    rounds = -(-LEAST_GRADIENTS // len(background))
     labels, keys = regions.labels.ravel(), [0, *regions.names]
     parts = np.empty((*strata.shape, len(keys)))
     for row, other in enumerate(background):
         difference = volumes - other  # (V, X, Y, Z, 1)
-        points = other + position[row].astype(np.float32)[:, None, None, None, None] * difference
-        found = stage1.pull(points, weights[row].astype(np.float32)) * difference
+        gradient = np.zeros_like(difference)
+        for step in range(rounds):
+            position = ((step + offset[row]) / rounds).astype(np.float32)[:, None, None, None, None]
+            gradient += stage1.pull(other + position * difference, weights[row].astype(np.float32)) / rounds
+        found = gradient * difference
         for visit, values in enumerate(found):
             parts[row, visit] = np.bincount(labels, values.ravel().astype(float), minlength=max(keys) + 1)[keys]
     return parts

@@ -48,7 +48,7 @@ def draw(found: Mapping[str, Any], title: str) -> Figure:
     for axes, outcome in zip(panels, outcomes, strict=True):
         _heatmap(axes, largest(table, str(outcome)), found["visits"]["visit_time"], str(outcome))
     share = metrics["unattributed"]
-    missed = "there is no gap" if share is None else f"{share:.1%} of the gap unattributed"
+    missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
     above.suptitle(
         f"{title}: what each region at each visit adds; red raises, blue lowers\n"
         f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "

@@ -252,6 +252,12 @@ def test_a_subject_like_the_background_has_no_gap(predictor, subject, rng):
     assert told["unattributed"] is None
 
 
+def test_few_backgrounds_get_more_gradients_each(predictor, subject, rng):
+    """Two backgrounds alone, on a line with an even grid each."""
+    _, told, *_ = explained(predictor, subject, rng, num_background=2)
+    assert told["unattributed"] < 0.02
+
+
 def test_risk_is_of_the_landmarks_baseline(predictor):
     later = Baseline(np.array([1.0]), np.array([0.9]))
     two = Predictor(predictor.prepare, (0.0, 3.0), predictor.link, None, 1.0, (predictor.baselines[0], later))

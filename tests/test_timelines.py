@@ -46,9 +46,9 @@ def test_the_figure_says_units_error_and_what_attention_is_not(found):
     low, high = panels[0].images[0].get_clim()
     assert low == -high == -50.0
     assert [bar.get_width() for bar in panels[-1].patches] == [0.2, 0.3, 0.5]
-    assert "1.0% of the gap unattributed" in figure.subfigs[0].get_suptitle()
+    assert "1.0% of the visits' effects unattributed" in figure.subfigs[0].get_suptitle()
     found["metrics"]["unattributed"] = None
-    assert "no gap" in timelines.draw(found, "S1").subfigs[0].get_suptitle()
+    assert "no visit has" in timelines.draw(found, "S1").subfigs[0].get_suptitle()
 
 
 def test_every_file_is_written(tmp_path, found):
