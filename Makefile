@@ -1,15 +1,20 @@
 # make run    the embedded cohort, from nothing     make lint   ruff and mypy
 # make test   the fast tests                        make bench  every benchmark, a JSON line each
+# make slow   the slow tests, in Chromium too       make clean  removes what was made
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv run test lint bench clean
+.PHONY: .venv run test slow lint bench clean
 
 run: .venv
 	$(BIN)/python main.py
 
 test: .venv/developing
 	$(BIN)/pytest -n 2
+
+slow: .venv/developing
+	command -v chromium || (apt-get update && apt-get install -y chromium chromium-driver)
+	$(BIN)/pytest -m slow
 
 lint: .venv/developing
 	$(BIN)/ruff check .
