@@ -124,7 +124,7 @@ def save_explanation(
         if name in ("shap", "gradcam"):
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
-            written.append(write_viewer(folder / f"{name}.html", scene, title))
+            written.append(write_viewer(folder / f"{name}.html", scene, title.partition(",")[0]))  # its heading holds an id, no sentence
     if explanation["regions"] is not None:
         written.append(folder / "regions.csv")
         with written_whole(written[-1]) as part:
