@@ -124,7 +124,8 @@ def save_explanation(
         if name in ("shap", "gradcam"):
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
-            written.append(write_viewer(folder / f"{name}.html", scene, title.partition(",")[0]))  # its heading holds an id, no sentence
+            scan = title.partition(",")[0]  # the viewer's heading has no room for a sentence
+            written.append(write_viewer(folder / f"{name}.html", scene, scan))
     if explanation["regions"] is not None:
         written.append(folder / "regions.csv")
         with written_whole(written[-1]) as part:
