@@ -68,6 +68,8 @@ class Config(BaseSettings):
     """Subjects, each with 3 visits within 18 months (paper: 228 of ADNI)."""
     SIM_NUISANCE: NotNegative = 1.0
     """Strength of what is unrelated to the hazard (shift, scale, gain, bias field, noise, anatomy); 3 is hard."""
+    SIM_EFFECT: NotNegative = 1.0
+    """Strength of the atrophy's effect on the hazard; 0: none, a cohort that no model can predict."""
 
     # ---- Volumes -------------------------------------------------------------------------------------
     TARGET_SHAPE: tuple[Voxels, Voxels, Voxels] = (48, 56, 48)

@@ -161,12 +161,14 @@ class Pipeline:
     def _simulate(self) -> Path:
         """The embedded cohort of these settings, written if it is not there yet."""
         config = self.config
-        name = f"{config.SIM_SUBJECTS}-subjects_nuisance-{config.SIM_NUISANCE:g}_seed-{config.SEED}"
+        strengths = f"nuisance-{config.SIM_NUISANCE:g}_effect-{config.SIM_EFFECT:g}"
+        name = f"{config.SIM_SUBJECTS}-subjects_{strengths}_seed-{config.SEED}"
         self.simulated = self.folder / "simulated" / name
         return simulate.write_cohort(
             self.simulated,
             num_subjects=config.SIM_SUBJECTS,
             nuisance=config.SIM_NUISANCE,
+            effect=config.SIM_EFFECT,
             seed=config.SEED,
             jobs=config.NUM_WORKERS,
         )

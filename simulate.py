@@ -2,8 +2,8 @@
 
 Each scan is the MNI152 template (nilearn's, skull-stripped) under known atrophy a(t) = level + rate * t, which
 narrows and darkens the hippocampus and widens the lateral ventricles, under nuisance that has nothing to do with the
-hazard. The time left after the last visit is Weibull with log-hazard `LEVEL_EFFECT * level + RATE_EFFECT * z`, where
-`rate = RATE * exp(RATE_SPREAD * z)`: one scan shows a(t), and only several show the rate.
+hazard. The time left after the last visit is Weibull with log-hazard `LEVEL_EFFECT * level + RATE_EFFECT * z`, times
+the cohort's effect, where `rate = RATE * exp(RATE_SPREAD * z)`: one scan shows a(t), and only several show the rate.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,13 @@ class Anatomy:
 
 
 def write_cohort(
-    folder: str | Path, *, num_subjects: int = 300, nuisance: float = 1.0, seed: int = 0, jobs: int = -1
+    folder: str | Path,
+    *,
+    num_subjects: int = 300,
+    nuisance: float = 1.0,
+    effect: float = 1.0,
+    seed: int = 0,
+    jobs: int = -1,
 ) -> Path:
     """Write the cohort: `cohort.csv`, `mri/*.nii.gz`, `truth.csv` and `truth_regions.nii.gz`.
 
@@ -59,6 +65,7 @@ def write_cohort(
         folder: made whole or not at all; one that is there already is kept as it is.
         num_subjects: each with 3 visits within 18 months.
         nuisance: 1 is light; multiplies everything that has nothing to do with the hazard; 0: none.
+        effect: multiplies the log-hazard; 0: brains shrink as ever, and it tells nobody's event.
         seed: the same seed gives the same bytes, and the same first subjects however many there are.
         jobs: processes; -1: one a core.
     Returns:
@@ -70,11 +77,12 @@ def write_cohort(
     if not folder.exists():
         with written_whole(folder) as part:
             (part / "mri").mkdir(parents=True)
-            _write_cohort(part, num_subjects=num_subjects, nuisance=nuisance, seed=seed, jobs=jobs)
+            truth = draw_truth(num_subjects, effect=effect, seed=seed)
+            _write_cohort(part, truth, nuisance=nuisance, seed=seed, jobs=jobs)
     return folder / "cohort.csv"
 
 
-def draw_truth(num_subjects: int, *, seed: int = 0) -> pd.DataFrame:
+def draw_truth(num_subjects: int, *, effect: float = 1.0, seed: int = 0) -> pd.DataFrame:
     """Who shrinks how fast, and when the event comes: a row a scan, without any image.
 
     Returns:
@@ -82,15 +90,16 @@ def draw_truth(num_subjects: int, *, seed: int = 0) -> pd.DataFrame:
         visit, `level`, `rate` (a year), `log_hazard` of the time left after the last visit, and the baseline's
         `weibull_shape` and `weibull_scale` (years): S(t) = exp(-exp(log_hazard) * (t / scale) ** shape).
     """
-    return pd.concat([_draw_subject(subject, seed) for subject in range(1, num_subjects + 1)], ignore_index=True)
+    subjects = range(1, num_subjects + 1)
+    return pd.concat([_draw_subject(subject, effect, seed) for subject in subjects], ignore_index=True)
 
 
-def _draw_subject(subject: int, seed: int) -> pd.DataFrame:
+def _draw_subject(subject: int, effect: float, seed: int) -> pd.DataFrame:
     rng = np.random.default_rng([seed, subject, 0])
     visits = np.round([0.0, rng.uniform(0.4, 0.8), rng.uniform(1.1, 1.5)], 3)
     level, z = rng.normal(size=2)
     rate = RATE * np.exp(RATE_SPREAD * z)
-    log_hazard = LEVEL_EFFECT * level + RATE_EFFECT * z
+    log_hazard = effect * (LEVEL_EFFECT * level + RATE_EFFECT * z)
     left = SCALE_WEIBULL * (rng.exponential() / np.exp(log_hazard)) ** (
         1 / SHAPE_WEIBULL
     )  # counted from the last visit
@@ -112,15 +121,14 @@ def _draw_subject(subject: int, seed: int) -> pd.DataFrame:
     )
 
 
-def _write_cohort(folder: Path, *, num_subjects: int, nuisance: float, seed: int, jobs: int) -> None:
+def _write_cohort(folder: Path, truth: pd.DataFrame, *, nuisance: float, seed: int, jobs: int) -> None:
     anatomy = build_anatomy()
-    truth = draw_truth(num_subjects, seed=seed)
     tasks = (
         delayed(_write_subject)(folder / "mri", anatomy, visits, nuisance, np.random.default_rng([seed, number, 1]))
         for number, (_, visits) in enumerate(truth.groupby("subjectid", sort=False), start=1)
     )
     done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
-    for _ in tqdm(done, total=num_subjects, desc="simulating", unit="subject"):
+    for _ in tqdm(done, total=truth["subjectid"].nunique(), desc="simulating", unit="subject"):
         pass
     truth["nifti_path"] = "mri/" + truth["imageid"] + ".nii.gz"
     columns = ["subjectid", "imageid", "visit_time", "time", "convert_status", "nifti_path"]

@@ -130,3 +130,12 @@ def test_a_truncated_cohort_file_is_refused(cohort, tmp_path):
     (tmp_path / "cohort.csv").write_text(text)
     with pytest.raises(InputError, match="expected a file"):
         tables.read_cohort(tmp_path / "cohort.csv", mri_folder="unused")
+
+
+def test_without_an_effect_the_brains_are_the_same_and_tell_nothing(truth):
+    none = simulate.draw_truth(3000, effect=0.0, seed=0)
+    pd.testing.assert_series_equal(none["atrophy"], truth["atrophy"])
+    last = none.groupby("subjectid").tail(1)
+    left = last["time"] - last["visit_time"]
+    assert abs(concordance_index(left, -last["rate"], last["convert_status"]) - 0.5) < 0.02
+    assert abs(c_index(last.assign(left=left), last["atrophy"]) - 0.5) < 0.02

@@ -1,0 +1,141 @@
+"""What stage 1's settings are worth on the embedded cohort: one setting changed at a time, several seeds each.
+
+    python benchmarks/study.py [stability | visit_order | risk_set] [SEED ...]
+
+192 subjects for training, 48 for validation, 460 tested, as in cohort.py; only stage 1 is trained. Prints a JSON line a
+setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(HERE), str(HERE / "benchmarks")]
+
+import timing  # noqa: E402, F401, I001  (first: it sets the threads)
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+
+import baselines  # noqa: E402
+import simulate  # noqa: E402
+import tables  # noqa: E402
+import train  # noqa: E402
+from data import build_cache  # noqa: E402
+from metrics import concordance  # noqa: E402
+from model import build_model  # noqa: E402
+
+SEEDS = (0, 1, 2, 3, 4)
+SUBJECTS, TESTED = 700, 460
+SHAPE, WIDTH = (48, 56, 48), 16
+SMALL = (32, 40, 32)  # of the study of risk sets, whose largest costs 34 times the smallest
+STEPS = 96  # of that study: the same for every size
+DEFAULT = train.Options()
+
+
+def stability() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+    """Name, effect of the simulated atrophy, shape, normalisation and options of each setting to compare."""
+    changed: dict[str, dict[str, Any]] = {
+        "default": {},
+        "EMA=.9": {"ema": 0.9},
+        "LR_SCHEDULE=plateau": {"lr_schedule": "plateau"},
+        "WARMUP_EPOCHS=0": {"warmup_epochs": 0.0},
+        "CLIP_NORM=100": {"clip_norm": 100.0},
+    }
+    settings = [(name, 1.0, SHAPE, "batch", replace(DEFAULT, **change)) for name, change in changed.items()]
+    return [*settings, ("NORM=group", 1.0, SHAPE, "group", DEFAULT)]
+
+
+def visit_order() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+    """With and without the visit-order term, where atrophy drives the hazard and where it does not."""
+    return [
+        (f"VISIT_ORDER_WEIGHT={weight:g}, SIM_EFFECT={effect:g}", effect, SHAPE, "batch", options)
+        for effect in (1.0, 0.0)
+        for weight in (0.0, 4.0)
+        for options in [replace(DEFAULT, visit_order_weight=weight)]
+    ]
+
+
+def risk_set() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+    """The same number of steps with risk sets of 8, 64 and all 192 training subjects."""
+    return [
+        (f"RISK_SET={size}, {STEPS} steps", 1.0, SMALL, "batch", replace(DEFAULT, risk_set=size, epochs=STEPS // steps))
+        for size, steps in ((8, 24), (64, 3), (192, 1))
+    ]
+
+
+STUDIES = {"stability": stability, "visit_order": visit_order, "risk_set": risk_set}
+
+
+def main(arguments: list[str]) -> None:
+    """Run the studies that are named, or all, on the seeds that are named, or all."""
+    names = [name for name in arguments if name in STUDIES] or list(STUDIES)
+    seeds = [int(word) for word in arguments if word not in STUDIES] or list(SEEDS)
+    for name in names:
+        for seed in seeds:
+            for label, effect, shape, norm, options in STUDIES[name]():
+                options = replace(options, seed=seed, patience=options.epochs)
+                print(json.dumps({"name": label, "seed": seed} | measure(effect, shape, norm, options)), flush=True)
+
+
+def measure(effect: float, shape: tuple[int, int, int], norm: str, options: train.Options) -> dict[str, float]:
+    """Train once and test.
+
+    Returns:
+        `c`, of the last scan; `c_last_slope`, of a Cox model on the last log-hazard and its slope; `risk_and_atrophy`,
+        `slopes`: correlations with the truth; `best_epoch`; `worst_fall`, of the validation C from its best so far to
+        a later epoch; `lowest`, the validation C of the worst epoch after the first; `cpu_s` of the training.
+    """
+    parts, entries, truth = _cohort(effect, shape, options.seed)
+    model = build_model(shape, width=WIDTH, norm=norm, seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        of = {name: train.Part.of(parts[name], entries[name]) for name in ("train", "val")}
+        train.train(model, of, options, Path(folder))
+        seconds = time.process_time() - began
+        watched = pd.read_csv(Path(folder) / "history.csv")["val_c_index"].to_numpy()
+    predict = train.make_predict(model)
+    scored = {
+        name: part.drop(columns="nifti_path").assign(log_hazard=predict(entries[name], options.batch_size)[1])
+        for name, part in parts.items()
+    }
+    known = scored["test"].merge(truth, left_on="scan", right_on="imageid", validate="1:1", suffixes=("", "_true"))
+    visits = known.sort_values("visit_time").groupby("subject")
+    change = visits.last(numeric_only=True) - visits.first(numeric_only=True)
+    both = baselines.cox_models(scored, np.array([1.0]))["cox_last_slope"]["test"]
+    last = tables.last_visits(scored["test"])
+    found = {
+        "c": concordance(last["log_hazard"].to_numpy(), tables.time_left(last), last["event"].to_numpy()),
+        "c_last_slope": concordance(*(both[name].to_numpy() for name in ("log_hazard", "time", "event"))),
+        "risk_and_atrophy": known["log_hazard"].corr(known["atrophy"]),
+        "slopes": (change["log_hazard"] / change["visit_time"]).corr(visits["rate"].first()),
+        "best_epoch": int(watched.argmax()) + 1,
+        "worst_fall": np.max(np.maximum.accumulate(watched) - watched),
+        "lowest": watched[1:].min() if len(watched) > 1 else watched[0],
+        "cpu_s": seconds,
+    }
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def _cohort(effect: float, shape: tuple[int, int, int], seed: int):
+    """The parts, their cache entries, and the truth of every scan."""
+    folder = HERE / "outputs-benchmark" / "study"
+    path = simulate.write_cohort(
+        folder / f"effect-{effect:g}_seed-{seed}", num_subjects=SUBJECTS, effect=effect, seed=seed
+    )
+    table = tables.read_cohort(path, mri_folder=folder, time_unit="years")
+    parts = tables.split_subjects(table, test_ratio=TESTED / SUBJECTS, val_train_ratio=0.2, seed=seed)
+    whole = pd.concat(parts.values())
+    cache = build_cache(whole, shape=shape, folder=folder / "cache")
+    entries = dict(zip(whole["scan"], cache.entries, strict=True))
+    truth = pd.read_csv(path.with_name("truth.csv"), usecols=["imageid", "atrophy", "rate"])
+    return parts, {name: [entries[scan] for scan in part["scan"]] for name, part in parts.items()}, truth
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
