@@ -1,17 +1,97 @@
-"""Another program of ours, run as a process of its own: what it holds of a GPU is free when it ends."""
+"""How a program of ours is stopped, how it ends, and how one runs another.
+
+The other is a process of its own: what it holds of a GPU is free when it ends. It never outlives the one that runs it.
+"""
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from files import InputError
+
 HERE = Path(__file__).resolve().parent
 STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
+RUN_BY = "CNN_TLSTM_RUN_BY"  # names, to a program that another one runs, the other's process
+REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Stop:
+    """Whether this process was asked to stop, and whether it first finishes what it is at."""
+
+    reason: str = ""
+    finishing: bool = False
+
+
+_stop = _Stop()
+
+
+def stop_on_signals(max_hours: float | None = None) -> None:
+    """From now on SIGTERM, SIGINT and the end of `max_hours` raise KeyboardInterrupt, with the reason.
+
+    Args:
+        max_hours: wall clock from now on; None: no limit.
+    """
+    _stop.reason = ""
+    for number in REASONS:
+        signal.signal(number, _on_signal)
+    signal.setitimer(signal.ITIMER_REAL, 3600 * (max_hours or 0))
+    if os.environ.get(RUN_BY) == str(os.getppid()):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Within this, a signal is only noted, for `asked`; a second one stops at once.
+
+    Raises:
+        KeyboardInterrupt: on leaving, if a signal was noted that nobody acted on.
+    """
+    _stop.finishing = True
+    try:
+        yield
+    finally:
+        _stop.finishing = False
+    if asked():
+        raise KeyboardInterrupt(_stop.reason)
+
+
+def asked() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return bool(_stop.reason)
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Run a program's work and tell what went wrong in one message.
+
+    Returns:
+        0 done; 2 the user can mend it; 1 the environment failed; 143 stopped, and the same command goes on.
+    """
+    try:
+        run()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"Stopped {_stop.reason}. The same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    except _failures() as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"Failed: {why}. What is finished stays; mend this, and the same command goes on.", file=sys.stderr)
+        return 1
+    return 0
 
 
 def run_program(name: str, settings: Mapping[str, Any]) -> None:
@@ -24,16 +104,43 @@ def run_program(name: str, settings: Mapping[str, Any]) -> None:
         SystemExit: it ended with another exit code than 0, which is ours then too.
     """
     arguments = [f"--{setting}={_in_words(value)}" for setting, value in settings.items()]
-    process = subprocess.Popen([sys.executable, str(HERE / name), *arguments])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
+    with subprocess.Popen(
+        [sys.executable, str(HERE / name), *arguments],
+        stdin=subprocess.PIPE,  # closed when we end, however we end
+        env=os.environ | {RUN_BY: str(os.getpid())},
+    ) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            raise
     if code:
         logger.error("%s ended with exit code %d", name, code)
         raise SystemExit(code if code > 0 else STOPPED)
+
+
+def _on_signal(number: int, _: Any) -> None:
+    again = asked()
+    _stop.reason = REASONS[signal.Signals(number)]
+    if again or not _stop.finishing:
+        raise KeyboardInterrupt(_stop.reason)
+
+
+def _end_with_parent() -> None:
+    """End at once when the process that runs us has ended: no one would see to what we write."""
+    os.read(0, 1)
+    os._exit(STOPPED)
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """The errors of the environment, with those of the libraries that are loaded."""
+    found: list[type[BaseException]] = [OSError, MemoryError, BrokenExecutor]
+    if tensorflow := sys.modules.get("tensorflow"):
+        found.append(tensorflow.errors.OpError)
+    if torch := sys.modules.get("torch"):
+        found += [torch.OutOfMemoryError, torch.AcceleratorError]
+    return tuple(found)
 
 
 def _in_words(value: Any) -> str:
