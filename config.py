@@ -59,6 +59,8 @@ class Config(BaseSettings):
     """Which stages to run, comma-separated; a finished stage of the same settings is not repeated."""
     SEED: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the split, the weights, the shuffling, the augmentation and the bootstrap."""
+    MAX_HOURS: Positive | None = None
+    """Hours of wall clock after which the run saves, stops and ends with exit code 143; the same command goes on."""
 
     PREDICT_CSV: Path | None = None
     """`python predict.py` alone: scans of new subjects, `subjectid, imageid, visit_time`; outcomes are not read."""

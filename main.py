@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -26,7 +25,7 @@ from data import Cache, build_cache, load_volume, load_volumes
 from evaluation import closing_table, evaluate_run, read_predictions
 from files import InputError, read_json, safe_name, write_json
 from histories import HistoryExplanation, Stage1, explain_history
-from processes import STOPPED, run_program
+from processes import exit_code, run_program, stop_on_signals
 from record import UPSTREAM, Record, digest, log_to, open_folder
 from regions import Regions, make_parcels, read_atlas
 
@@ -405,28 +404,14 @@ class Pipeline:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the pipeline.
+    """Run the pipeline; returns the exit code of processes.exit_code."""
 
-    Returns:
-        0 done; 2 the user can mend it; 1 the environment failed; 143 stopped, and the same command goes on.
-    """
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        Pipeline(read_config(arguments)).run()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"Stopped: {error or 'out of memory'}. What is finished stays; mend this and run again.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return STOPPED
-    return 0
+    def run() -> None:
+        config = read_config(arguments)
+        stop_on_signals(config.MAX_HOURS)
+        Pipeline(config).run()
 
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from config import Config, read_config
 from data import Grid, build_cache
 from files import InputError, read_json, written_whole
 from predictions import curve_years
+from processes import exit_code, stop_on_signals
 from tables import ON_DISK, read_scans
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
@@ -65,17 +66,15 @@ def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: 
 
 
 def main(arguments: list[str]) -> int:
-    """Predict; returns 0 done, 2 the user can mend it, 1 the environment failed."""
+    """Predict; returns the exit code of processes.exit_code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        print(f"Written: {predict(read_config(arguments, 'predict.py'))}")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"Stopped: {error or 'out of memory'}. Mend this and run again.", file=sys.stderr)
-        return 1
-    return 0
+
+    def run() -> None:
+        config = read_config(arguments, "predict.py")
+        stop_on_signals(config.MAX_HOURS)
+        print(f"Written: {predict(config)}")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

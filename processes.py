@@ -45,9 +45,11 @@ def stop_on_signals(max_hours: float | None = None) -> None:
         max_hours: wall clock from now on; None: no limit.
     """
     _stop.reason = ""
-    for number in REASONS:
-        signal.signal(number, _on_signal)
-    signal.setitimer(signal.ITIMER_REAL, 3600 * (max_hours or 0))
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    if max_hours is not None:
+        signal.signal(signal.SIGALRM, _on_signal)
+        signal.setitimer(signal.ITIMER_REAL, 3600 * max_hours)
     if os.environ.get(RUN_BY) == str(os.getppid()):
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -107,6 +109,7 @@ def run_program(name: str, settings: Mapping[str, Any]) -> None:
     with subprocess.Popen(
         [sys.executable, str(HERE / name), *arguments],
         stdin=subprocess.PIPE,  # closed when we end, however we end
+        process_group=0,  # Ctrl-C reaches us alone, and we stop it: one signal, not two
         env=os.environ | {RUN_BY: str(os.getpid())},
     ) as process:
         try:

@@ -30,6 +30,7 @@ from config import Config, read_config
 from files import InputError, read_json, write_json, written_whole
 from linear import RiskSets, Split, fit_link, risk_sets, split_rows
 from predictions import Predictor
+from processes import exit_code, stop_on_signals
 from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
 
 FORMAT = 1  # of model.json
@@ -371,17 +372,14 @@ def load(folder: str | Path) -> Predictor:
 
 # ---- The command line ----------------------------------------------------------------------------
 def main(arguments: list[str]) -> int:
-    """Run stage 2; returns the exit code: 0 done, 2 the user can mend it, 1 the environment failed."""
-    try:
+    """Run stage 2; returns the exit code of processes.exit_code."""
+
+    def work() -> None:
         config = read_config(arguments, "tlstm.py")
+        stop_on_signals(config.MAX_HOURS)
         cross_validate(config) if config.FOLDS else run(config)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"tlstm.py stopped: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return exit_code(work)
 
 
 def run(config: Config) -> None:

@@ -19,14 +19,14 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "model": set(),
     "loss": set(),
     "callbacks": {"metrics"},
-    "train": {"augment", "callbacks", "data", "loss", "model", "tables"},
+    "train": {"augment", "callbacks", "data", "loss", "model", "processes", "tables"},
     "tracking": set(),
     # stage 2
     "sequences": {"tables"},
     "linear": {"sequences"},
     "predictions": {"linear", "metrics", "sequences", "tables"},
     "crossval": {"linear", "metrics", "predictions", "sequences"},
-    "tlstm": {"config", "crossval", "linear", "metrics", "predictions", "sequences", "tables"},
+    "tlstm": {"config", "crossval", "linear", "metrics", "predictions", "processes", "sequences", "tables"},
     "crossfit": {"linear"},
     # how good it is
     "estimates": set(),
@@ -48,7 +48,7 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     # the order of things
     "record": {"config", "data"},
     "folds": {"config", "evaluation", "linear", "predictions", "tables"},
-    "predict": {"config", "data", "model", "predictions", "tables", "tlstm", "train"},
+    "predict": {"config", "data", "model", "predictions", "processes", "tables", "tlstm", "train"},
     "main": ROOMS,
 }
 TENSORFLOW = {"attribution", "augment", "callbacks", "data", "explain", "gradients", "loss", "main", "model", "train"}

@@ -55,3 +55,121 @@ def test_stopping_us_stops_it(here):
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert (here / "stopped").exists()
+
+
+def program(text, **kwargs):
+    """A Python process that can import ours."""
+    ours = f"import sys; sys.path.insert(0, {str(Path(processes.__file__).parent)!r})\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", ours + text], **pipes, **kwargs)
+
+
+LOOP = """
+import time, processes
+def run():
+    processes.stop_on_signals(MAX_HOURS)
+    with processes.finishing():
+        print("begun", flush=True)
+        while not processes.asked():
+            time.sleep(0.01)
+        print("saved", flush=True)
+        time.sleep(SECONDS)
+sys.exit(processes.exit_code(run))
+"""
+
+
+def test_a_signal_is_noted_while_a_step_is_finished():
+    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "0.2"))
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (143, "saved\n")
+    assert stderr == "Stopped by SIGTERM. The same command goes on from here.\n"
+
+
+def test_a_second_signal_stops_at_once():
+    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "60"))
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143 and "by Ctrl-C" in stderr
+
+
+def test_the_time_is_up_after_max_hours():
+    began = time.monotonic()
+    process = program(LOOP.replace("MAX_HOURS", "1 / 3600").replace("SECONDS", "0"))
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - began > 1
+    assert (process.returncode, stdout) == (143, "begun\nsaved\n")
+    assert "Stopped after MAX_HOURS. The same command goes on" in stderr
+
+
+def test_a_signal_outside_of_a_step_raises_at_once():
+    text = """
+import time, processes
+def run():
+    processes.stop_on_signals()
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
+sys.exit(processes.exit_code(run))
+"""
+    process = program(text)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (143, "cleaned\n")
+
+
+def test_a_program_dies_with_the_one_that_runs_it(here):
+    """kill -9 asks nobody: the program would go on to write into the folder of the next run."""
+    body = "import processes, time; processes.stop_on_signals(); print('begun', flush=True); time.sleep(60)"
+    (here / "some.py").write_text(f"import sys; sys.path.insert(0, {str(Path(processes.__file__).parent)!r})\n{body}")
+    parent = program(f"import pathlib, processes; processes.HERE = pathlib.Path({str(here)!r})\n" + SOME)
+    assert parent.stdout.readline() == "begun\n"
+    began = time.monotonic()
+    parent.kill()
+    parent.stdout.read()  # to its end: the program held it too
+    assert time.monotonic() - began < 30
+    parent.communicate()
+
+
+SOME = "processes.run_program('some.py', {})"
+
+
+ERRORS = {
+    "files.InputError('row 2: wrong')": (2, "row 2: wrong"),
+    "OSError(28, 'No space left on device', 'cnn/best.weights.h5')": (
+        1,
+        "No space left on device: 'cnn/best.weights.h5'",
+    ),
+    "MemoryError()": (1, "MemoryError"),
+    "concurrent.futures.process.BrokenProcessPool('a worker was killed')": (1, "a worker was killed"),
+    "torch.OutOfMemoryError('the GPU is full')": (1, "the GPU is full"),
+    "tensorflow.errors.ResourceExhaustedError(None, None, 'OOM when allocating')": (1, "OOM when allocating"),
+    "tensorflow.errors.UnavailableError(None, None, 'the device is lost')": (1, "the device is lost"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_is_one_message_and_its_code(error):
+    code, words = ERRORS[error]
+    library = error.split("(")[0].split(".")[0]
+    library = library if library in ("torch", "tensorflow") else "files"
+    text = f"import concurrent.futures.process, {library}, processes\ndef run():\n    raise {error}\n"
+    process = program(text + "sys.exit(processes.exit_code(run))")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in stderr
+    assert words in stderr.splitlines()[-1]
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def run():
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        processes.exit_code(run)
