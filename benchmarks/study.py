@@ -105,8 +105,9 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: trai
         for name, part in parts.items()
     }
     known = scored["test"].merge(truth, left_on="scan", right_on="imageid", validate="1:1", suffixes=("", "_true"))
-    visits = known.sort_values("visit_time").groupby("subject")[["visit_time", "log_hazard", "rate"]]
-    change = visits.last() - visits.first()
+    visits = known.sort_values("visit_time").groupby("subject")
+    moving = visits[["visit_time", "log_hazard"]]
+    change = moving.last() - moving.first()
     both = baselines.cox_models(scored, np.array([1.0]))["cox_last_slope"]["test"]
     last = tables.last_visits(scored["test"])
     found = {
