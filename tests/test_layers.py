@@ -14,7 +14,9 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "simulate": set(),
     "tables": set(),
     # stage 1
-    "data": {"tables"},
+    "nifti": set(),
+    "cluster": set(),
+    "data": {"cluster", "nifti", "tables"},
     "augment": set(),
     "model": set(),
     "loss": set(),
@@ -47,13 +49,18 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "timelines": {"figures", "histories"},
     # the order of things
     "record": {"config", "data"},
+    "inputs": {"config", "data", "record", "simulate", "tables"},
+    "explanations": {
+        *("config", "data", "evaluation", "explain", "gradients", "histories", "inputs", "pictures", "regions"),
+        *("tables", "timelines", "tlstm"),
+    },
     "folds": {"config", "evaluation", "linear", "predictions", "tables"},
     "predict": {"config", "data", "model", "predictions", "processes", "tables", "tlstm", "train"},
     "main": ROOMS,
 }
 TENSORFLOW = {"attribution", "augment", "callbacks", "data", "explain", "gradients", "loss", "main", "model", "train"}
 TORCH = {"tlstm"}
-READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds"}
+READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds", "inputs", "explanations"}
 
 
 def imports_of(room):
