@@ -59,6 +59,10 @@ class Config(BaseSettings):
     """Which stages to run, comma-separated; a finished stage of the same settings is not repeated."""
     SEED: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the split, the weights, the shuffling, the augmentation and the bootstrap."""
+    RESUME: Literal["auto", "require"] = "auto"
+    """A stage whose settings or input have changed is done anew, or, with `require`, refused before it is touched."""
+    VERIFY: bool = False
+    """Only look: are the run's files as it left them, what is in the cohort, what would a run take; writes nothing."""
     MAX_HOURS: Positive | None = None
     """Hours of wall clock after which the run saves, stops and ends with exit code 143; the same command goes on."""
 
@@ -78,10 +82,14 @@ class Config(BaseSettings):
     """Voxels of a volume in the network (X, Y, Z); memory and time grow with their product (paper: 128,128,128)."""
     RESAMPLE: bool = False
     """Resample scans of another grid to the first scan's; off: they are refused, by name."""
+    MAX_VOXELS: Count = 512**3
+    """Voxels of the largest scan that is not refused; preprocessing one takes 8 bytes a voxel at most."""
     CACHE_DIR: Path | None = None
     """Preprocessed volumes, 2 bytes a voxel; unset: OUTPUT_DIR/cache. Runs may share one."""
     NUM_WORKERS: Annotated[int, Field(ge=-1)] = -1
     """Processes that preprocess; -1: one a core."""
+    SCHEDULER: str | None = None
+    """Address of a Dask cluster whose workers preprocess instead, such as tcp://host:8786; they share the disk."""
     AUGMENT_SHIFT: NotNegative = 0.5
     """Largest random shift of a training volume along each axis, voxels; 0: none."""
     AUGMENT_ROTATE: Annotated[float, Field(ge=0, le=45)] = 0.0
@@ -126,10 +134,18 @@ class Config(BaseSettings):
     """The gradient is shortened to this norm."""
     EMA: Share = 0.0
     """Momentum of the averaged weights that validation and features use; 0: the weights themselves."""
+    RECOMPUTE: bool = False
+    """Keep only what passes between the network's stages and compute the rest again for the gradient: less memory."""
     EPOCHS: Count = 8
     """Most epochs; a step takes RISK_SET subjects with all their scans."""
     PATIENCE: Count = 8
     """Epochs without a better validation C-index before stage 1 stops."""
+    SAVE_SECONDS: NotNegative = 60.0
+    """Between two saved states of stage 1; a killed run goes on from the last one, to the same result."""
+    DISTRIBUTE: Literal["none", "mirrored", "multi_worker"] = "none"
+    """Who trains stage 1: one device; the devices of this machine; those of every machine of TF_CONFIG or srun."""
+    DEVICES: Annotated[int, Field(ge=0)] = 0
+    """GPUs that DISTRIBUTE uses on each machine; 0: all."""
     CROSS_FIT: Annotated[int, Field(ge=0)] = 0
     """Folds of the training subjects whose features come from a further network without them; 0: off, one network.
     On the simulated cohort it helped models of the features alone, not the T-LSTM."""

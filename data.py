@@ -3,13 +3,11 @@
 TensorFlow is imported where it is used: the processes that preprocess never need it.
 """
 
-import gzip
 import hashlib
 import json
-import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,18 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from nibabel.filebasedimages import ImageFileError
 from nibabel.processing import resample_from_to
-from nibabel.spatialimages import HeaderDataError
 from tqdm import tqdm
 
+from cluster import workers
 from files import InputError, written_whole
+from nifti import MAX_VOXELS, Scan, open_scan, read_greys
 from tables import refuse
 
-VERSION = 2  # of the preprocessing; a change makes every cache entry anew
+VERSION = 3  # of the preprocessing; a change makes every cache entry anew
 CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
 GRID_TOLERANCE = 1e-2  # mm: affines that differ by less are one space
-UNSCALED = (1, 0)  # slope and intercept of a file whose numbers are the greys themselves
-MOST_AFTER = 2**20  # bytes that may follow a volume in its file
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
+COARSEST = 2e-3  # z-scores: the most that float32 may round greys by
 
 
 @dataclass(frozen=True)
@@ -77,9 +73,15 @@ def build_cache(
     folder: str | Path,
     reference: Grid | None = None,
     resample: bool = False,
+    max_voxels: int = MAX_VOXELS,
     jobs: int = -1,
+    scheduler: str | None = None,
+    first: int = 0,
 ) -> Cache:
     """Check, preprocess and store every scan of a table; what is stored already is not done again.
+
+    Several processes, on several machines, may build one folder at once; each begins at another row, so that every
+    scan is done about once.
 
     Args:
         table: with `scan` and `nifti_path`.
@@ -87,22 +89,30 @@ def build_cache(
         folder: of the cache; an entry's name is a hash of the file's bytes and these settings, so runs may share it.
         reference: the grid that scans must have; None: the first scan's.
         resample: bring scans of another grid to the reference; else they are refused.
-        jobs: processes; -1: one a core.
+        max_voxels: the largest scan that is not refused.
+        jobs: processes here; -1: one a core.
+        scheduler: of a Dask cluster whose workers preprocess instead; see `cluster.workers`.
+        first: the row to begin with.
     Returns:
         The entries, in the table's order, and their common grid.
     Raises:
-        InputError: names every scan that is unreadable, not 3-D, empty, constant, not finite or on another grid.
+        InputError: names every scan that is unreadable, not 3-D, too large, empty, constant, not finite or on another
+            grid.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    grids = (_readable_grid(path) for path in table["nifti_path"])
+    paths = table["nifti_path"].to_list()
+    grids = (_readable_grid(path, max_voxels) for path in paths)
     reference = reference or next((grid for grid in grids if grid is not None), None)
-    tasks = (delayed(_store)(path, folder, shape, reference, resample) for path in table["nifti_path"])
-    done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
-    results = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
+    store = partial(_store, folder=folder, shape=shape, reference=reference, resample=resample, max_voxels=max_voxels)
+    with workers(scheduler) as portable:
+        tasks = (delayed(portable(store))(path) for path in np.roll(paths, -first))
+        done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
+        results = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
+    results = results[len(paths) - first :] + results[: len(paths) - first]
     problems = [
         f"{scan}: {path}: {result}"
-        for scan, path, result in zip(table["scan"], table["nifti_path"], results, strict=True)
+        for scan, path, result in zip(table["scan"], paths, results, strict=True)
         if isinstance(result, str)
     ]
     refuse("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
@@ -111,34 +121,22 @@ def build_cache(
     return Cache(entries, reference, reference.resized(shape), num_built=sum(built for _, built in results))
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
     """The grid of a NIfTI file after its axes are put in RAS order, from its header alone.
 
     Raises:
-        InputError: unreadable, not 3-D, or an affine that is singular or not finite.
+        InputError: as `nifti.open_scan`.
     """
-    return _grid(_open(path))
+    return _grid(open_scan(path, max_voxels))
 
 
-def read_image(path: str | Path) -> Any:
-    """A NIfTI image whose header is sound; a packed one is read whole, once, to the checksum at its end.
+def read_image(path: str | Path, max_voxels: int = MAX_VOXELS) -> nib.Nifti1Image:
+    """A NIfTI file with its greys in memory.
 
     Raises:
-        InputError: unreadable, not 3-D, not grey, an affine that is singular, or more in the file than its header says.
-        OSError, EOFError, zlib.error: packed, and damaged.
+        InputError: as `nifti.open_scan` and `nifti.read_greys`.
     """
-    image = _open(path)
-    if not str(path).endswith(".gz"):
-        return image
-    packed, size = image.dataobj, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
-    with gzip.open(path) as file:
-        content = file.read(size)
-        if len(file.read(MOST_AFTER)) == MOST_AFTER:
-            raise InputError(f"expected {size} bytes by its header, received over {MOST_AFTER} more")
-    values = np.ndarray(packed.shape, packed.dtype, content, packed.offset, order=packed.order)
-    if (packed.slope, packed.inter) != UNSCALED:
-        values = values * np.float32(packed.slope) + np.float32(packed.inter)
-    return type(image)(values, image.affine, image.header)
+    return _image(open_scan(path, max_voxels))
 
 
 def load_volume(entry: str | Path) -> np.ndarray:
@@ -169,7 +167,8 @@ def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None
     values = _greys(image)
     lowest, highest = values.min(), values.max()
     if not (np.isfinite(lowest) and np.isfinite(highest)):
-        raise InputError(f"expected finite values, received {np.count_nonzero(~np.isfinite(values))} that are not")
+        bad = np.count_nonzero(~np.isfinite(values))
+        raise InputError(f"expected finite values, received {bad} that are not finite in float32")
     grey = highest if highest != 0 else lowest
     if np.count_nonzero(values) == np.count_nonzero(values == grey) * (grey != 0):
         raise InputError(f"expected a brain, received {'nothing but 0' if grey == 0 else f'only {grey:g}'}")
@@ -179,6 +178,9 @@ def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None
     if len(inside) == 0 or inside.min() == inside.max():
         raise InputError(f"expected greys that differ at {' x '.join(map(str, shape))} voxels too, received one")
     mean, sd = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    float32, largest = np.finfo(np.float32), max(abs(float(lowest)), abs(float(highest)))
+    if sd < float32.tiny or largest * float32.eps > COARSEST * sd:
+        raise InputError(f"expected greys that float32 can tell apart, received {largest:g} with a spread of {sd:g}")
     values[brain] = (inside - np.float32(mean)) / np.float32(sd)
     return values
 
@@ -225,12 +227,12 @@ def make_dataset(entries: Sequence[Path], shape: tuple[int, int, int], batches: 
 
 
 def _store(
-    path: str, folder: Path, shape: tuple[int, int, int], reference: Grid | None, resample: bool
+    path: str, *, folder: Path, shape: tuple[int, int, int], reference: Grid | None, resample: bool, max_voxels: int
 ) -> tuple[Path, bool] | str:
     """One scan's entry and whether it was built now; or why the scan is refused."""
     try:
-        image = _open(path)
-        grid = _grid(image)
+        scan = open_scan(path, max_voxels)
+        grid = _grid(scan)
         if not resample and reference is not None and not reference.matches(grid):
             return (
                 f"expected the grid of the other scans, {_words(reference)}, received {_words(grid)}; "
@@ -241,51 +243,49 @@ def _store(
         with open(path, "rb") as file:
             key.update(hashlib.file_digest(file, "blake2b").digest())
         entry = folder / f"{key.hexdigest()}.npy"
-        if entry.exists():
+        if _is_whole(entry, shape):
             return entry, False
-        values = preprocess(read_image(path), shape, reference if resample else None)
+        values = preprocess(_image(scan), shape, reference if resample else None)
     except InputError as error:
         return str(error)
-    except UNREADABLE as error:
+    except OSError as error:
         return f"expected a NIfTI volume, can't read it: {error}"
     with written_whole(entry) as part:
         np.save(part, values.astype(CACHED))
     return entry, True
 
 
-def _readable_grid(path: str) -> Grid | None:
+def _is_whole(entry: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether a volume of this shape is stored; what a full disk or a failed copy left is made anew."""
     try:
-        return read_grid(path)
+        volume = np.load(entry, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return volume.shape == shape and volume.dtype == CACHED
+
+
+def _readable_grid(path: str, max_voxels: int) -> Grid | None:
+    try:
+        return read_grid(path, max_voxels)
     except InputError:
         return None  # `_store` says why
 
 
-def _open(path: str | Path) -> Any:
-    """A NIfTI image whose header is sound; its data is not read yet."""
-    try:
-        image: Any = nib.load(path)
-    except UNREADABLE as error:
-        raise InputError(f"expected a NIfTI volume, can't read it: {error}") from error
-    if len(image.shape) != 3 or min(image.shape) < 2:
-        raise InputError(f"expected a 3-D volume, received shape {tuple(image.shape)}")
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"expected a grey value per voxel, received {image.get_data_dtype()}")
-    affine = image.affine
-    if affine is None or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise InputError("expected an affine that can be inverted, received one that is singular or not finite")
-    return image
+def _image(scan: Scan) -> nib.Nifti1Image:
+    return nib.Nifti1Image(read_greys(scan), scan.affine)
 
 
 def _greys(image: Any) -> np.ndarray:
-    """(X, Y, Z) greys as they are stored, if that is in whole numbers that float32 has too; else in float32."""
-    stored, data = image.get_data_dtype(), image.dataobj
-    scaling = getattr(data, "slope", 1), getattr(data, "inter", 0)
-    exact = stored.kind in "iu" and stored.itemsize <= 2 and scaling == UNSCALED
-    return np.asarray(data, None if exact else np.float32)
+    """(X, Y, Z) whole numbers as they are, if float32 has them all; else in float32."""
+    values = np.asarray(image.dataobj)
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+        return values
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
 
 
 def _grid(image: Any) -> Grid:
-    """From the header alone: `as_closest_canonical` would read the voxels too."""
+    """Of a nibabel image or a Scan, from its header alone: `as_closest_canonical` would read the voxels too."""
     turned = nib.orientations.io_orientation(image.affine)
     x, y, z = np.asarray(image.shape)[np.argsort(turned[:, 0])]
     affine = image.affine @ nib.orientations.inv_ornt_aff(turned, image.shape)

@@ -69,7 +69,9 @@ def read_inputs(config: Config) -> Inputs:
         shape=config.TARGET_SHAPE,
         folder=cache_folder(config),
         resample=config.RESAMPLE,
+        max_voxels=config.MAX_VOXELS,
         jobs=config.NUM_WORKERS,
+        scheduler=config.SCHEDULER,
     )
     return Inputs(parts, cache, simulated)
 

@@ -44,7 +44,9 @@ def predict(config: Config) -> Path:
         folder=config.CACHE_DIR or config.OUTPUT_DIR / "cache",
         reference=Grid(tuple(record["grid"]["shape"]), np.array(record["grid"]["affine"])),
         resample=config.RESAMPLE,
+        max_voxels=config.MAX_VOXELS,
         jobs=config.NUM_WORKERS,
+        scheduler=config.SCHEDULER,
     )
     features = _read_features(config.OUTPUT_DIR, trained, table, cache.entries)
     from tlstm import load

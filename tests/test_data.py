@@ -153,6 +153,10 @@ BAD = {
         "the grid of the other scans",
     ),
     "another shape": (lambda path, brain: save(path, brain[1:]), "the grid of the other scans, 20 x 24 x 22 voxels"),
+    "beyond float32": (lambda path, brain: save(path, brain.astype(np.float64) * 1e37), "finite values, received"),
+    "nearly constant": (lambda path, brain: save(path, brain.astype(np.float64) + 1e9), "greys that float32 can tell"),
+    "of another kind": (lambda path, brain: save(path, np.ones((20, 24, 22), np.complex64)), "a grey value per voxel"),
+    "too large": (lambda path, brain: save(path, np.zeros((513, 513, 513), np.uint8)), "at most MAX_VOXELS"),
     "a folder": (lambda path, brain: (path.unlink(), path.mkdir()), "can't read it"),
 }
 
@@ -164,6 +168,41 @@ def test_a_volume_that_is_no_brain_is_refused_by_name(table, tmp_path, brain, ki
     with pytest.raises(InputError, match=message) as error:
         build(table, tmp_path)
     assert f"s1: {table['nifti_path'][1]}" in str(error.value) and "s0" not in str(error.value)
+
+
+def test_huge_greys_are_as_good_as_small_ones(table, tmp_path, brain):
+    """float64 and whole numbers of 64 bits that float32 reaches, and tiny ones."""
+    save(table["nifti_path"][0], brain.astype(np.float64) * 1e35)
+    image = nib.Nifti1Image(brain.astype(np.int64) * 2**50, AFFINE, dtype=np.int64)
+    nib.save(image, table["nifti_path"][1])
+    save(table["nifti_path"][2], brain.astype(np.float64) * 1e-35)
+    huge, whole, tiny = (data.load_volume(entry) for entry in build(table, tmp_path).entries)
+    expected = data.preprocess(nib.Nifti1Image(brain, AFFINE), SHAPE)[..., None]
+    np.testing.assert_allclose(huge, expected, atol=4e-3)
+    np.testing.assert_allclose(tiny, expected, atol=4e-3)
+    np.testing.assert_allclose(whole, expected, atol=2e-2)  # the fractions of the greys are lost
+
+
+def test_an_entry_that_is_not_whole_is_made_anew(table, tmp_path):
+    cache = build(table, tmp_path)
+    contents = [entry.read_bytes() for entry in cache.entries]
+    cache.entries[0].write_bytes(contents[0][:-1])
+    cache.entries[1].write_bytes(b"")
+    np.save(cache.entries[2], np.zeros((4, 4, 4), np.float16))
+    assert build(table, tmp_path).num_built == 3
+    assert [entry.read_bytes() for entry in cache.entries] == contents
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_where_it_begins_changes_no_entry(table, tmp_path, first, monkeypatch):
+    begun = []
+    preprocess = data.preprocess
+    monkeypatch.setattr(data, "preprocess", lambda image, *rest: begun.append(image) or preprocess(image, *rest))
+    cache = build(table, tmp_path, first=first)
+    assert cache.entries == build(table, tmp_path).entries
+    again = [data.load_volume(entry).tobytes() for entry in build(table, tmp_path, folder=tmp_path / "other").entries]
+    assert [data.load_volume(entry).tobytes() for entry in cache.entries] == again
+    assert begun[0].get_fdata().max() == pytest.approx(begun[3 + first].get_fdata().max())
 
 
 def test_a_grey_that_resizing_loses_is_told():
