@@ -1,50 +1,81 @@
 """Files written whole, and the one error that a user can mend."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".part-"  # opens the name of a file that is being written
+TEMPORARY = ".part-"  # opens the name of a file that is being written; then the process, its host, and the name
+HOST = re.sub(r"[^\w.]", "_", platform.node(), flags=re.ASCII)[:40]
+DAY = 86_400  # seconds; what another host left half-written so long ago, it won't finish
+FULL_OR_LOCKED = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
+    *(errno.EROFS, errno.EACCES, errno.EPERM),  # read-only
+}
 
 
 class InputError(ValueError):
     """A mistake in the input or the settings: one message on stderr, exit code 2."""
 
 
+class WriteError(OSError):
+    """A file that can't be written, by name: the disk is full, or its folder read-only; exit code 1."""
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, for a file or a folder; on leaving, rename it to `path`.
 
-    A reader sees the old file or the new one, never half of one. The temporary name keeps the
-    whole suffix, since nibabel, Keras and matplotlib choose their format by it.
+    A reader sees the old file or the new one, never half of one, even after a loss of power. The temporary name keeps
+    the whole suffix, since nibabel, Keras and matplotlib choose their format by it.
 
     Args:
         path: where the file goes; its folder is made if need be.
     Yields:
         The path to write to; a process killed meanwhile leaves `path` as it was.
     Raises:
-        OSError: the folder can't be written to, or the disk is full.
+        WriteError: the disk is full, or the folder read-only.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{HOST}-{path.name}")
     try:
-        yield part
-        descriptor = os.open(part, os.O_RDONLY)  # a folder has one too
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(part, path)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            for written in (part, *part.rglob("*")):
+                _sync(written)
+            os.replace(part, path)
+            _sync(path.parent)
     finally:
         _remove(part)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within this, a write that fails since the disk is full or the folder read-only says which file it was for.
+
+    Raises:
+        WriteError: that happened. HDF5 tells it as a RuntimeError, with the number in its words.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except (OSError, RuntimeError) as error:
+        told = re.search(r"\berrno\W+(\d+)", str(error), re.IGNORECASE)
+        number = getattr(error, "errno", None) or (int(told[1]) if told else None)
+        if number not in FULL_OR_LOCKED:
+            raise
+        raise WriteError(f"{path}: can't be written: {os.strerror(number)}") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -72,15 +103,48 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def remove_temporaries(folder: str | Path) -> int:
-    """Remove what killed runs left half-written under `folder`; returns how many."""
-    parts = list(Path(folder).rglob(f"{TEMPORARY}*"))
+    """Remove what killed processes left half-written under `folder`, not what live ones write; returns how many."""
+    parts = [part for part in Path(folder).rglob(f"{TEMPORARY}*") if not _is_being_written(part)]
     for part in parts:
         _remove(part)
     return len(parts)
 
 
+def _is_being_written(part: Path) -> bool:
+    """Whether the process that a temporary is named after may still write it."""
+    pid, _, rest = part.name.removeprefix(TEMPORARY).partition("-")
+    if not rest.startswith(f"{HOST}-"):
+        return time.time() - part.stat().st_mtime < DAY
+    return int(pid) != os.getpid() and is_alive(int(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sync(path: Path) -> None:
+    """See that a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    """As far as that can be done: what stays is removed when the next run starts."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import simulate
 import tables
 from config import Config
 from data import Cache, build_cache
+from files import remove_temporaries
 from record import digest
 
 
@@ -64,6 +65,7 @@ def read_inputs(config: Config) -> Inputs:
             jobs=config.NUM_WORKERS,
         )
     parts = read_tables(config)
+    remove_temporaries(cache_folder(config))
     cache = build_cache(
         pd.concat([parts[name] for name in tables.PARTS]),
         shape=config.TARGET_SHAPE,

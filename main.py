@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -21,8 +20,10 @@ from evaluation import closing_table, evaluate_run, read_predictions
 from explanations import Explanations, check_choices
 from files import InputError, read_json, write_json
 from inputs import read_inputs
+from lock import hold
 from processes import exit_code, run_program, stop_on_signals
-from record import UPSTREAM, Record, log_to, open_folder
+from record import UPSTREAM, Record, log_to
+from threads import fix_threads
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
@@ -45,7 +46,13 @@ class Pipeline:
             InputError: the settings or the input are wrong; then no file of an earlier run has been touched.
         """
         folds.check(self.config)
-        open_folder(self.folder)
+        Record(self.config).refuse_changes()
+        with hold(self.folder):
+            self.threads = fix_threads(self.folder)
+            self.run_stages()
+
+    def run_stages(self) -> None:
+        """Read the input, then do each stage."""
         self.inputs = read_inputs(self.config)
         if self.config.FOLDS:
             self.cross_validate()
@@ -54,7 +61,8 @@ class Pipeline:
             crossfit.deal_folds(self.inputs.parts["train"], self.config.CROSS_FIT, self.config.SEED)
         check_choices(self.config, self.inputs.parts["test"])
         log_to(self.folder / "run.log")
-        self.record = Record(self.config, self.inputs.digest(), self.inputs.cache.source)
+        self.record = Record(self.config, self.inputs.digest(), self.inputs.cache.source, self.threads)
+        self.record.refuse_changes()
         self._write_splits()
         for stage, do in (
             ("cnn", self.train),
@@ -67,11 +75,12 @@ class Pipeline:
         if "report" in self.config.STAGES:
             self._require_above("report")
             self.report()
+            self.record.finish("report")
 
     def cross_validate(self) -> None:
         """The whole pipeline in each fold of the subjects, and the figures of all held-out subjects."""
         log_to(self.folder / "run.log")
-        Record(self.config, self.inputs.digest(), self.inputs.cache.source).write()
+        Record(self.config, self.inputs.digest(), self.inputs.cache.source, self.threads).write()
         table = pd.concat(self.inputs.parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
         found = folds.cross_validate(self.config, table, truth=self.inputs.truth_table(), run=run_program)
         print(folds.as_text(found))
@@ -80,8 +89,6 @@ class Pipeline:
     def train(self) -> None:
         """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
         folder = self.folder / "cnn"
-        if not self.record.resumes("cnn"):
-            shutil.rmtree(folder, ignore_errors=True)
         self._train_network(np.full(len(self.inputs.parts["train"]), True), folder)
         tracking.write_events(folder)
 
@@ -91,8 +98,6 @@ class Pipeline:
         features = {name: self._features(model, name) for name in tables.PARTS}
         if config.CROSS_FIT:
             folder = self.folder / "cnn" / "crossfit"
-            if not self.record.resumes("features"):
-                shutil.rmtree(folder, ignore_errors=True)
             features["train"] = crossfit.cross_fit(
                 features, self._learn_anew, num_folds=config.CROSS_FIT, seed=config.SEED, folder=folder
             )
@@ -144,12 +149,10 @@ class Pipeline:
             raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings ({why}). Add it to STAGES.")
 
     def _build_model(self, precision: str = "float32"):
-        import tensorflow as tf
-
+        from backend import start_tensorflow
         from model import build_model
 
-        for device in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(device, True)  # stage 2 is another process on the same device
+        start_tensorflow(threads=self.threads, seed=self.config.SEED)
         config = self.config
         return build_model(
             config.TARGET_SHAPE,

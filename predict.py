@@ -14,9 +14,11 @@ import pandas as pd
 from config import Config, read_config
 from data import Grid, build_cache
 from files import InputError, read_json, written_whole
+from manifest import find_damage
 from predictions import curve_years
 from processes import exit_code, stop_on_signals
-from tables import ON_DISK, read_scans
+from tables import ON_DISK, read_scans, refuse
+from threads import fix_threads
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
 
@@ -29,13 +31,16 @@ def predict(config: Config) -> Path:
     Returns:
         The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…`.
     Raises:
-        InputError: no finished run, or scans that can't be used, or not of the run's space.
+        InputError: no finished run, or not as it was; scans that can't be used, or not of the run's space.
     """
     if config.PREDICT_CSV is None:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
     record = read_json(config.OUTPUT_DIR / "config.json")
     if not record.get("stages", {}).get("tlstm", {}).get("done"):
         raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {config.OUTPUT_DIR}. Run main.py first.")
+    listed = record["stages"]["cnn"].get("files", {}) | record["stages"]["tlstm"].get("files", {})
+    damage = find_damage(config.OUTPUT_DIR, listed, contents=True)
+    refuse(f"{config.OUTPUT_DIR} is not as its run left it", damage, "Run main.py again, which makes them anew.")
     trained = Config(**record["settings"])
     table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
     cache = build_cache(
@@ -59,9 +64,11 @@ def predict(config: Config) -> Path:
 
 
 def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:
+    from backend import start_tensorflow
     from model import build_model
     from train import extract_features
 
+    start_tensorflow(threads=fix_threads(folder), seed=trained.SEED)
     model = build_model(trained.TARGET_SHAPE, width=trained.WIDTH, norm=trained.NORM, dropout=trained.DROPOUT_RATE)
     model.load_weights(folder / "cnn" / "best.weights.h5")
     return extract_features(model, table.drop(columns="nifti_path"), entries, batch_size=trained.BATCH_SIZE)

@@ -21,7 +21,7 @@ from files import InputError
 
 HERE = Path(__file__).resolve().parent
 STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
-RUN_BY = "CNN_TLSTM_RUN_BY"  # names, to a program that another one runs, the other's process
+RUN_BY = "CNN_TLSTM_RUN_BY"  # tells a program of ours that another one runs it, and is at the other end of its stdin
 REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def stop_on_signals(max_hours: float | None = None) -> None:
     if max_hours is not None:
         signal.signal(signal.SIGALRM, _on_signal)
         signal.setitimer(signal.ITIMER_REAL, 3600 * max_hours)
-    if os.environ.get(RUN_BY) == str(os.getppid()):
+    if RUN_BY in os.environ:
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

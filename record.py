@@ -5,8 +5,8 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,21 @@ from typing import Any
 
 from config import Config
 from data import Grid
-from files import InputError, read_json, remove_temporaries, write_json
+from files import naming, read_json, write_json
+from manifest import find_damage, list_files
+from tables import refuse
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
 LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "pandas", "nibabel", "nilearn", "lifelines", "torchsurv", "shap")
+ARTEFACTS = {  # what each stage leaves in the run's folder
+    "cnn": ("cnn",),
+    "features": ("features", "cnn/crossfit"),
+    "tlstm": ("tlstm",),
+    "explain": ("explain", "explained_cohort"),
+    "report": ("report.html", "metrics.json", "figures"),
+}
 UPSTREAM = {"cnn": None, "features": "cnn", "tlstm": "features", "explain": "tlstm", "report": "features"}
 DEPENDS = {  # the settings that a stage's result depends on, beside those of the stages above it
     "cnn": (
@@ -39,24 +48,27 @@ DEPENDS = {  # the settings that a stage's result depends on, beside those of th
         "HIRES_CAM_LAYER ATLAS"
     ),
 }
+GOES_ON_FROM = {"cnn": "cnn", "features": "cnn/crossfit"}  # what a stopped stage left; nothing, if it begins anew
 
 
 class Record:
-    """Which stages are done, with what; written after every change.
+    """Which stages are done, with what, and what they left; written after every change.
 
     Args:
         config: the run's settings.
-        inputs: a digest of the tables and the volumes that the run reads.
+        inputs: a digest of the tables and the volumes that the run reads; None: not read yet.
         grid: of the scans; new scans must lie on it too.
+        threads: of the run.
     """
 
-    def __init__(self, config: Config, inputs: str, grid: Grid):
-        self.config, self.inputs, self.grid = config, inputs, grid
+    def __init__(self, config: Config, inputs: str | None = None, grid: Grid | None = None, threads: int | None = None):
+        self.config, self.inputs, self.grid, self.threads = config, inputs, grid, threads
         self.path = config.OUTPUT_DIR / "config.json"
         self.stages: dict[str, Any] = read_json(self.path).get("stages", {})
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
+        assert self.grid is not None
         write_json(
             self.path,
             {
@@ -65,7 +77,7 @@ class Record:
                 "inputs": self.inputs,
                 "grid": {"shape": self.grid.shape, "affine": self.grid.affine},
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-                "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+                "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": self.threads},
                 "commit": _commit(),
                 "stages": self.stages,
             },
@@ -78,64 +90,80 @@ class Record:
         return settings | (self.needs(above) if above else {"the input": self.inputs})
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage was finished with these settings and this input."""
-        known = self.stages.get(stage, {})
-        return bool(known.get("done")) and known["needs"] == self.needs(stage)
-
-    def resumes(self, stage: str) -> bool:
-        """Whether `doing` goes on with what a stopped run of these settings and this input left."""
-        return bool(self.stages[stage].get("resumes"))
+        """Whether a stage was finished with these settings and this input, and its files are there, in their sizes."""
+        return bool(self.stages.get(stage, {}).get("done")) and not self.changes(stage)
 
     def changes(self, stage: str) -> list[str]:
-        """What differs from when the stage was last begun; empty if it never was."""
-        old, new = self.stages.get(stage, {}).get("needs"), self.needs(stage)
+        """What differs from when the stage was last begun, or done; empty if it never was."""
+        known = self.stages.get(stage, {})
+        old, new = known.get("needs"), self.needs(stage)
         if old is None:
             return []
         differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         return [
-            name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}" for name in differing
-        ]
+            name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}"
+            for name in differing
+            if name != "the input" or self.inputs is not None
+        ] + find_damage(self.config.OUTPUT_DIR, known.get("files", {}), contents=False)
+
+    def refuse_changes(self) -> None:
+        """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
+
+        Raises:
+            InputError: names what differs, of each stage.
+        """
+        if self.config.RESUME == "auto":
+            return
+        problems = [f"{stage}: {change}" for stage in DEPENDS for change in self.changes(stage)]
+        refuse(
+            f"RESUME=require: {self.config.OUTPUT_DIR} can't be gone on with as it is",
+            problems,
+            "Give it the same settings and input, choose another OUTPUT_DIR, or set RESUME=auto to do these anew.",
+        )
 
     @contextmanager
     def doing(self, stage: str) -> Iterator[None]:
         """Mark a stage as begun, and, if nothing is raised, as done."""
-        for problem in self.changes(stage):
-            logger.info("%s: done anew, since it depends on what has changed: %s", stage, problem)
-        begun = self.stages.get(stage, {})
-        resumes = not begun.get("done", True) and not self.changes(stage)
-        self.stages[stage] = {"needs": self.needs(stage), "done": False, "resumes": resumes}
+        changes, begun = self.changes(stage), self.stages.get(stage, {})
+        for change in changes:
+            logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
+        resumes = not begun.get("done", True) and not changes
+        if stage in GOES_ON_FROM and not resumes:  # before the record says that it has begun, with these settings
+            shutil.rmtree(self.config.OUTPUT_DIR / GOES_ON_FROM[stage], ignore_errors=True)
+        self.stages[stage] = {"needs": self.needs(stage), "done": False}
         self.write()
         began = time.monotonic()
         yield
-        seconds = round(time.monotonic() - began, 1)
-        self.stages[stage] = {"needs": self.needs(stage), "done": True, "seconds": seconds}
+        self.finish(stage, needs=self.needs(stage), seconds=round(time.monotonic() - began, 1))
+
+    def finish(self, stage: str, **known: Any) -> None:
+        """Mark a stage as done, with what it left."""
+        files = list_files(self.config.OUTPUT_DIR, ARTEFACTS[stage])
+        self.stages[stage] = known | {"done": True, "files": files}
         self.write()
-
-
-def open_folder(folder: Path) -> None:
-    """Make the run's folder, and see that it can be written; removes what killed runs left half-written.
-
-    Raises:
-        InputError: it can't be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"OUTPUT_DIR: expected a folder that can be written, received {folder}: {error}") from error
-    if removed := remove_temporaries(folder):
-        logger.info("%d files that a stopped run left half-written are removed", removed)
 
 
 def log_to(path: Path) -> None:
     """Send the pipeline's log to a file, with times and levels, and to stderr."""
-    kept = logging.FileHandler(path)
+    kept = _Log(path)
     kept.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     shown = logging.StreamHandler()
     shown.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[kept, shown], force=True)
     logging.captureWarnings(True)
+
+
+class _Log(logging.FileHandler):
+    """A log that can't be written ends the run, as any other file does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        with naming(self.baseFilename):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what `emit` has met, which logging would print with its traceback, and go on."""
+        raise
 
 
 def digest(*parts: str | bytes) -> str:

@@ -9,6 +9,7 @@ R landmark rows, P inputs, H hidden. Direction: a higher log-hazard means an ear
 
 import copy
 import dataclasses
+import io
 import logging
 import math
 import pickle
@@ -29,9 +30,11 @@ import tables
 from config import Config, read_config
 from files import InputError, read_json, write_json, written_whole
 from linear import RiskSets, Split, fit_link, risk_sets, split_rows
+from lock import hold
 from predictions import Predictor
 from processes import exit_code, stop_on_signals
 from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
+from threads import fix_threads
 
 FORMAT = 1  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -339,8 +342,10 @@ def save(predictor: Predictor, folder: str | Path) -> None:
     """Write `model.pt` (weights only) and `model.json` (all else) into the folder."""
     assert isinstance(predictor.network, TLSTM)
     settings = dataclasses.asdict(predictor.network.settings)
+    weights = io.BytesIO()  # PyTorch's own writer does not tell that the disk is full
+    torch.save(predictor.network.state_dict(), weights)
     with written_whole(Path(folder) / "model.pt") as part:
-        torch.save(predictor.network.state_dict(), part)
+        part.write_bytes(weights.getbuffer())
     write_json(Path(folder) / "model.json", {"format": FORMAT, "settings": settings, **predictor.described()})
 
 
@@ -377,7 +382,10 @@ def main(arguments: list[str]) -> int:
     def work() -> None:
         config = read_config(arguments, "tlstm.py")
         stop_on_signals(config.MAX_HOURS)
-        cross_validate(config) if config.FOLDS else run(config)
+        with hold(config.OUTPUT_DIR):
+            torch.set_num_threads(fix_threads(config.OUTPUT_DIR))
+            torch.use_deterministic_algorithms(True, warn_only=True)  # what a GPU has no other way for, it says
+            cross_validate(config) if config.FOLDS else run(config)
 
     return exit_code(work)
 

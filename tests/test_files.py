@@ -1,7 +1,15 @@
 import os
+import resource
+import signal
+import subprocess
+import sys
 
+import h5py
+import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 import files
 from files import InputError
@@ -50,11 +58,73 @@ def test_damaged_json_is_refused(tmp_path, text):
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
-    (tmp_path / f"{files.TEMPORARY}1-a.csv").touch()
-    (tmp_path / "deep" / f"{files.TEMPORARY}1-b").mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid, host in ((dead.pid, files.HOST), (os.getpid(), files.HOST), (1, "old_host")):
+        (tmp_path / f"{files.TEMPORARY}{pid}-{host}-a.csv").touch()
+    os.utime(tmp_path / f"{files.TEMPORARY}1-old_host-a.csv", (0, 0))
+    (tmp_path / "deep" / f"{files.TEMPORARY}{dead.pid}-{files.HOST}-b" / "c").mkdir(parents=True)
     (tmp_path / "kept.csv").touch()
-    assert files.remove_temporaries(tmp_path) == 2
-    assert sorted(os.listdir(tmp_path)) == ["deep", "kept.csv"]
+    assert files.remove_temporaries(tmp_path) == 4
+    assert sorted(os.listdir(tmp_path)) == ["deep", "kept.csv"] and os.listdir(tmp_path / "deep") == []
+
+
+def test_what_a_live_run_writes_stays(tmp_path):
+    live = [f"{files.TEMPORARY}{os.getppid()}-{files.HOST}-a.csv", f"{files.TEMPORARY}1-other_host-a.csv"]
+    for name in live:
+        (tmp_path / name).touch()
+    assert files.remove_temporaries(tmp_path) == 0
+    assert sorted(os.listdir(tmp_path)) == sorted(live)
+
+
+def writers(path):
+    """How the pipeline's libraries write, each as itself."""
+    table = pd.DataFrame({"a": np.arange(50_000.0)})
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(48, 48, 48)).astype(np.float32), np.eye(4))
+    return {
+        "x.csv": lambda part: table.to_csv(part),
+        "x.parquet": lambda part: table.to_parquet(part),
+        "x.json": lambda part: part.write_text("x" * 1_000_000),
+        "x.npz": lambda part: np.savez(part, a=table["a"]),
+        "x.nii.gz": lambda part: nib.save(image, part),
+        "x.h5": lambda part: write_h5(part, table["a"].to_numpy()),
+        "x.png": lambda part: Image.effect_noise((700, 700), 99).save(part),
+    }[path.name]
+
+
+def write_h5(part, values):
+    with h5py.File(part, "w") as file:
+        file["a"] = values
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 100 kB: errno is EFBIG; ENOSPC is tried on a small disk in test_crash."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[0][1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+    signal.signal(signal.SIGXFSZ, before[1])
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.parquet", "x.json", "x.npz", "x.nii.gz", "x.h5", "x.png"])
+def test_no_room_is_one_error_that_names_the_file(tmp_path, small_files, name):
+    path = tmp_path / name
+    path.write_text("old")
+    write = writers(path)
+    with (
+        pytest.raises(files.WriteError, match=rf"{name}: can't be written: File too large"),
+        files.written_whole(path) as part,
+    ):
+        write(part)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == [name]
+
+
+def test_another_error_keeps_its_words(tmp_path):
+    for error in (RuntimeError("no number"), FileNotFoundError(2, "none", "x")):
+        with pytest.raises(type(error)) as found, files.naming(tmp_path):
+            raise error
+        assert found.value is error
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "a\0b", "<script>", "a" * 300, ".part-1", "é"])

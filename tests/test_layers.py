@@ -11,6 +11,10 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "config": set(),
     "files": set(),
     "processes": set(),
+    "lock": set(),
+    "threads": set(),
+    "manifest": set(),
+    "backend": set(),
     "simulate": set(),
     "tables": set(),
     # stage 1
@@ -28,7 +32,10 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "linear": {"sequences"},
     "predictions": {"linear", "metrics", "sequences", "tables"},
     "crossval": {"linear", "metrics", "predictions", "sequences"},
-    "tlstm": {"config", "crossval", "linear", "metrics", "predictions", "processes", "sequences", "tables"},
+    "tlstm": {
+        *("config", "crossval", "linear", "lock", "metrics", "predictions", "processes", "sequences", "tables"),
+        "threads",
+    },
     "crossfit": {"linear"},
     # how good it is
     "estimates": set(),
@@ -48,17 +55,31 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "histories": {"metrics", "predictions", "regions", "sequences"},
     "timelines": {"figures", "histories"},
     # the order of things
-    "record": {"config", "data"},
+    "record": {"config", "data", "manifest", "tables"},
     "inputs": {"config", "data", "record", "simulate", "tables"},
     "explanations": {
         *("config", "data", "evaluation", "explain", "gradients", "histories", "inputs", "pictures", "regions"),
         *("tables", "timelines", "tlstm"),
     },
     "folds": {"config", "evaluation", "linear", "predictions", "tables"},
-    "predict": {"config", "data", "model", "predictions", "processes", "tables", "tlstm", "train"},
+    "predict": {
+        *("backend", "config", "data", "manifest", "model", "predictions", "processes", "tables", "threads"),
+        *("tlstm", "train"),
+    },
     "main": ROOMS,
 }
-TENSORFLOW = {"attribution", "augment", "callbacks", "data", "explain", "gradients", "loss", "main", "model", "train"}
+TENSORFLOW = {
+    "attribution",
+    "augment",
+    "backend",
+    "callbacks",
+    "data",
+    "explain",
+    "gradients",
+    "loss",
+    "model",
+    "train",
+}
 TORCH = {"tlstm"}
 READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds", "inputs", "explanations"}
 

@@ -1,10 +1,16 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import files
 from config import read_config
 from data import Grid
 from files import InputError, read_json
-from record import DEPENDS, UPSTREAM, Record, digest, open_folder
+from record import DEPENDS, UPSTREAM, Record, digest
 
 GRID = Grid((4, 5, 6), np.eye(4))
 
@@ -51,18 +57,18 @@ def test_a_changed_input_undoes_everything(record):
     assert not other.is_done("cnn") and other.changes("cnn") == ["the input"]
 
 
-def test_a_stage_that_was_stopped_resumes_only_with_its_own_settings(record):
+def test_a_stage_that_was_stopped_goes_on_only_with_its_own_settings(record, tmp_path):
     with pytest.raises(KeyboardInterrupt), record().doing("cnn"):
         raise KeyboardInterrupt
     assert not record().is_done("cnn")
-    same = record()
-    with same.doing("cnn"):
-        assert same.resumes("cnn")
-    with pytest.raises(KeyboardInterrupt), record("--WIDTH=8").doing("cnn"):
+    left = tmp_path / "cnn" / "backup" / "state.npz"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with pytest.raises(KeyboardInterrupt), record().doing("cnn"):
+        assert left.exists()
         raise KeyboardInterrupt
-    other = record("--WIDTH=32")
-    with other.doing("cnn"):
-        assert not other.resumes("cnn")
+    with record("--WIDTH=8").doing("cnn"):
+        assert not left.exists()
 
 
 def test_the_record_names_settings_versions_and_seed(record, tmp_path):
@@ -74,10 +80,47 @@ def test_the_record_names_settings_versions_and_seed(record, tmp_path):
     assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
 
 
-def test_a_folder_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="OUTPUT_DIR: expected a folder that can be written"):
-        open_folder(tmp_path / "file")
+def leave(tmp_path, name, text="whole"):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
+    first = record()
+    for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):
+        with first.doing(stage):
+            leave(tmp_path, name)
+    assert record().is_done("cnn") and record().is_done("features")
+    leave(tmp_path, "features/train.parquet", "half")
+    (tmp_path / "cnn" / "best.weights.h5").unlink()
+    assert record().changes("cnn") == ["cnn/best.weights.h5: missing"]
+    assert record().changes("features") == ["features/train.parquet: changed, expected 5 bytes, received 4"]
+    assert not record().is_done("cnn") and not record().is_done("features")
+
+
+def test_require_refuses_what_auto_does_anew(record, tmp_path):
+    with record().doing("cnn"):
+        leave(tmp_path, "cnn/best.weights.h5")
+    record("--WIDTH=8", inputs="another").refuse_changes()
+    record("--RESUME=require").refuse_changes()
+    record("--RESUME=require", "--NUM_SEEDS=9").refuse_changes()  # stage 2 was never begun
+    with pytest.raises(InputError, match=r"require: .* \(2\):\n  cnn: WIDTH was 16, is 8\n  cnn: the input\nGive"):
+        record("--WIDTH=8", "--RESUME=require", inputs="another").refuse_changes()
+    with pytest.raises(InputError, match="WIDTH was 16, is 8"):  # told before the input is read
+        record("--WIDTH=8", "--RESUME=require", inputs=None).refuse_changes()
+    record("--RESUME=require", inputs=None).refuse_changes()
+
+
+def test_a_log_on_a_full_disk_is_one_error(tmp_path):
+    os.symlink("/dev/full", tmp_path / "run.log")
+    code = f"import record, pathlib, logging; record.log_to(pathlib.Path({str(tmp_path)!r}) / 'run.log'); "
+    code += "logging.getLogger('x').info('a line')"
+    ours = os.environ | {"PYTHONPATH": str(Path(files.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ours)
+    assert done.stderr.count("Traceback") == 2 and "Logging error" not in done.stderr  # OSError, and ours of it
+    assert done.stderr.splitlines()[-1].endswith("run.log: can't be written: No space left on device")
 
 
 def test_a_digest_knows_where_its_parts_end():
