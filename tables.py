@@ -6,7 +6,7 @@ On disk: the user's `subjectid, imageid, visit_time, time, convert_status`; time
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from files import InputError, written_whole
+from readers import MISSING, read_rows
 
 TimeUnit = Literal["years", "months", "days"]
 PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
@@ -26,7 +27,11 @@ ON_DISK = {
 }
 OURS = (*ON_DISK, "nifti_path")
 PARTS = ("train", "val", "test")
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")
+TEXT = ("subjectid", "imageid", "nifti_path", "convert_status")  # read as it is written
+STATES = {"true": 1.0, "false": 0.0}  # what a table of another program may say for 1 and 0
+LONGEST = 100.0  # years that a subject may be followed: a calendar year or the number of a day is none
+LARGEST = float(np.finfo(np.float32).max)  # of a feature
+NUMBER = r"\s*[<>~]?[+-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%?\s*"  # what its writer meant as a number
 MOST_NAMED = 1000  # bad rows named in one message; the others are counted
 
 logger = logging.getLogger(__name__)
@@ -46,7 +51,7 @@ def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit
         InputError: names every bad row, or every scan without a file.
     """
     path = Path(path)
-    return _in_order(_checked(_read(path), path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
+    return _in_order(_checked(path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
 
 
 def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
@@ -57,8 +62,8 @@ def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit 
     """
     path = Path(path)
     needed = {name: ON_DISK[name] for name in ("subject", "scan", "visit_time")}
-    table = _read(path).drop(columns=["time", "convert_status"], errors="ignore")
-    return _in_order(_checked(table, path, needed=needed, time_unit=time_unit, mri_folder=Path(mri_folder)))
+    unread = ("time", "convert_status")
+    return _in_order(_checked(path, needed=needed, unread=unread, time_unit=time_unit, mri_folder=Path(mri_folder)))
 
 
 def read_parts(
@@ -85,7 +90,7 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.Data
     """
     path = Path(path)
     needed = {name: column for name, column in ON_DISK.items() if name != "scan"}
-    return _in_order(_checked(_read(path), path, needed=needed, time_unit=time_unit))
+    return _in_order(_checked(path, needed=needed, time_unit=time_unit))
 
 
 def feature_columns(table: pd.DataFrame) -> list[str]:
@@ -162,7 +167,10 @@ def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = 
     table["event"] = table["event"].astype(int)
     table = table.rename(columns=ON_DISK)
     with written_whole(path) as part:
-        table.to_parquet(part, index=False) if path.suffix == ".parquet" else table.to_csv(part, index=False)
+        if path.suffix == ".parquet":
+            table.to_parquet(part, index=False, write_page_checksum=True)  # so that a damaged file is known
+        else:
+            table.to_csv(part, index=False)
 
 
 def refuse(what: str, problems: list[str], mend: str) -> None:
@@ -178,47 +186,25 @@ def refuse(what: str, problems: list[str], mend: str) -> None:
         raise InputError("\n".join([f"{what} ({len(problems)}):", *named, mend]))
 
 
-def _read(path: Path) -> pd.DataFrame:
-    """A CSV or Parquet file as it is; the index is the row that an editor shows, or Parquet's."""
-    if not path.is_file():
-        raise InputError(f"{path}: expected a table, found no such file. Check the path.")
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        header = pd.read_csv(path, nrows=0, encoding="utf-8-sig", index_col=False).columns
-        missing = {name: [] if name in ("subjectid", "imageid", "nifti_path") else MISSING for name in header}
-        table = pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            index_col=False,
-            keep_default_na=False,
-            na_values=missing,
-            dtype={name: str for name in ("subjectid", "imageid", "nifti_path", "convert_status")},
-            low_memory=False,
-        )
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsers raise kinds of ValueError
-        raise InputError(f"{path}: expected a table, can't read it: {error}") from error
-    table.index = pd.RangeIndex(2, len(table) + 2)  # row 1 is the header
-    return table
-
-
 def _checked(
-    table: pd.DataFrame,
     path: Path,
     *,
     needed: Mapping[str, str],
+    unread: Sequence[str] = (),
     time_unit: TimeUnit,
     mri_folder: Path | None = None,
 ) -> pd.DataFrame:
     """The table in memory's columns and years; raises once, with every bad row."""
+    table, problems = read_rows(path, text=TEXT)
+    table = table.drop(columns=[*unread], errors="ignore")
     absent = [column for column in needed.values() if column not in table]
-    if absent or table.empty:
+    if absent or (table.empty and not problems):
         raise InputError(
             f"{path}: expected the columns {', '.join(needed.values())} and a row or more. "
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems = _bad_cells(table) + _bad_visits(table) + _bad_numbers(table)
+    problems += _bad_ids(table) + _bad_times(table, time_unit) + _bad_visits(table) + _bad_numbers(table)
     if mri_folder is not None:
         problems += _find_volumes(table, path, mri_folder)
     refuse(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
@@ -232,18 +218,28 @@ def _checked(
     return table.drop(columns=text)
 
 
-def _bad_cells(table: pd.DataFrame) -> list[str]:
-    """Make ids text and times and states numbers, in place; the rows where that fails."""
+def _bad_ids(table: pd.DataFrame) -> list[str]:
+    """Make ids text without blanks around it, in place; the rows without one."""
     problems = []
-    for name in ("subject", "scan"):
-        if name in table:
-            table[name] = table[name].astype(str).str.strip()
-            problems += _rows(table, table[name] == "", f"{ON_DISK[name]}: expected an id, received nothing")
+    for name in table.columns.intersection(["subject", "scan"]):
+        table[name] = table[name].fillna("").astype(str).str.strip()
+        problems += _rows(table, table[name].isin(MISSING), f"{ON_DISK[name]}: expected an id", shown=name)
+    return problems
+
+
+def _bad_times(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
+    """Make times and states numbers, in place; the rows where that fails."""
+    problems = []
     for name in table.columns.intersection(["visit_time", "time", "event"], sort=False):
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
-        good = values.isin([0, 1]) if name == "event" else np.isfinite(values) & (values >= 0)
-        expected = "0 or 1" if name == "event" else "a number >= 0"
-        problems += _rows(table, ~good, f"{ON_DISK[name]}: expected {expected}", shown=name)
+        if name == "event":
+            values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
+            problems += _rows(table, ~values.isin([0, 1]), "convert_status: expected 0 or 1", shown=name)
+        else:
+            problems += _rows(table, ~(values >= 0) | np.isinf(values), f"{name}: expected a number >= 0", shown=name)
+            late = np.isfinite(values) & (values > LONGEST * PER_YEAR[time_unit])
+            expected = f"{name}: expected {time_unit} since the subject's baseline, {LONGEST:g} years at most"
+            problems += _rows(table, late, expected, shown=name)
         table[name] = values
     return problems
 
@@ -269,14 +265,16 @@ def _rows(table: pd.DataFrame, bad: Any, what: str, shown: str | None = None, ve
 
 
 def _bad_numbers(table: pd.DataFrame) -> list[str]:
-    """Make the other columns numbers, in place, but for text; the rows with a number misspelt or infinite."""
+    """Make the other columns numbers, in place, but for text; the rows with a number misspelt or too large."""
     problems = []
     for name in table.columns.difference([*OURS], sort=False):
         values = pd.to_numeric(table[name], errors="coerce").astype(float)
         misspelt = values.isna() & table[name].notna()
-        if misspelt.sum() > len(table) / 2:
+        meant = table.loc[misspelt, name].astype(str).str.fullmatch(NUMBER)
+        if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:
             continue  # text; the caller says that it is not used
-        problems += _rows(table, misspelt | np.isinf(values), f"{name}: expected a number or nothing", shown=name)
+        large = values.abs() > LARGEST
+        problems += _rows(table, misspelt | large, f"{name}: expected a number or nothing", shown=name)
         table[name] = values
     return problems
 

@@ -16,7 +16,8 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "manifest": set(),
     "backend": set(),
     "simulate": set(),
-    "tables": set(),
+    "readers": set(),
+    "tables": {"readers"},
     # stage 1
     "nifti": set(),
     "cluster": set(),
@@ -66,6 +67,7 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
         *("backend", "config", "data", "manifest", "model", "predictions", "processes", "tables", "threads"),
         *("tlstm", "train"),
     },
+    "verify": {"backend", "config", "data", "inputs", "manifest", "model", "record", "simulate", "tables", "threads"},
     "main": ROOMS,
 }
 TENSORFLOW = {
@@ -79,9 +81,10 @@ TENSORFLOW = {
     "loss",
     "model",
     "train",
+    "verify",
 }
 TORCH = {"tlstm"}
-READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds", "inputs", "explanations"}
+READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds", "inputs", "explanations", "verify"}
 
 
 def imports_of(room):
