@@ -8,13 +8,14 @@ import os
 import platform
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".part-"  # opens the name of a file that is being written; then the process, its host, and the name
+TEMPORARY = ".part-"  # opens the name of a file that is being written; then process, host, thread, and the name
 HOST = re.sub(r"[^\w.]", "_", platform.node(), flags=re.ASCII)[:40]
 DAY = 86_400  # seconds; what another host left half-written so long ago, it won't finish
 FULL_OR_LOCKED = {
@@ -46,7 +47,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         WriteError: the disk is full, or the folder read-only.
     """
     path = Path(path)
-    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{HOST}-{path.name}")
+    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{HOST}-{threading.get_ident()}-{path.name}")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,17 +89,25 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read one JSON object, `{}` if there is no such file.
 
     Raises:
-        InputError: the file is not a JSON object.
+        InputError: the file is not a JSON object, or a number in it is not finite.
     """
     path = Path(path)
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError, IsADirectoryError) as error:
         raise InputError(f"{path}: expected JSON, received: {error}. Delete the file and run again.") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, received {type(value).__name__}. Delete the file.")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file; Python's json would take NaN and 1e400 too."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}, which is no finite number")
     return value
 
 
