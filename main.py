@@ -24,6 +24,7 @@ from lock import hold
 from processes import exit_code, run_program, stop_on_signals
 from record import UPSTREAM, Record, log_to
 from threads import fix_threads
+from verify import verify
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
@@ -215,7 +216,7 @@ def main(arguments: list[str]) -> int:
     def run() -> None:
         config = read_config(arguments)
         stop_on_signals(config.MAX_HOURS)
-        Pipeline(config).run()
+        verify(config) if config.VERIFY else Pipeline(config).run()
 
     return exit_code(run)
 

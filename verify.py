@@ -1,0 +1,206 @@
+"""`python main.py --VERIFY=on`: is a run as it was left, what is in the cohort, and what would a run take here.
+
+Nothing is trained and nothing is written.
+"""
+
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import cpu_count
+from tqdm import tqdm
+
+import simulate
+import tables
+from config import Config
+from data import Grid, preprocess, read_grid, read_image
+from files import InputError, read_json
+from inputs import cache_folder, read_tables, simulated_folder
+from manifest import find_damage
+from record import ARTEFACTS
+from threads import fix_threads
+
+SCANS, STEPS = 3, 2  # that are timed, after one that is not
+FLOAT, CACHED = 4, 2  # bytes
+KEPT = (
+    5  # times the weights: the best ones, the state of Adam (3 times) and, while it is written anew, its copy's share
+)
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured on this machine."""
+
+    preprocess: float  # seconds a scan, in one process
+    train: float  # seconds a volume, forward and back
+    predict: float  # seconds a volume, forward
+    memory: float  # bytes that this process has held at most
+    weights: int  # numbers in the network
+
+
+def verify(config: Config) -> None:
+    """Print all three.
+
+    Args:
+        config: of the run; its folder need not exist.
+    Raises:
+        InputError: names every file that is missing or changed and every row and scan that a run would refuse.
+    """
+    damage = _check_run(config.OUTPUT_DIR)
+    parts, grid, refused = _read_cohort(config)
+    _tell_cohort(parts, grid, refused)
+    _tell_costs(config, parts, _measure(config, parts, refused))
+    tables.refuse(
+        f"{config.OUTPUT_DIR} is not as its run left it, or scans can't be used",
+        damage + refused,
+        "Run main.py again, which makes damaged stages anew; mend these scans, or drop their rows.",
+    )
+
+
+def _check_run(folder: Path) -> list[str]:
+    """Print how each finished stage's files are; returns what is wrong."""
+    stages = read_json(folder / "config.json").get("stages", {})
+    print(f"The run in {folder}" + ("" if stages else ": none yet"))
+    problems = []
+    for stage in (stage for stage in ARTEFACTS if stage in stages):
+        files = stages[stage].get("files", {})
+        damage = find_damage(folder, files, contents=True)
+        whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
+        state = f"{whole}, all as the stage left them" if stages[stage].get("done") else "begun, not done"
+        print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
+        problems += [f"{stage}: {line}" for line in damage]
+    return problems
+
+
+def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, list[str]]:
+    """The parts, the grid of the scans, and which scans a run would refuse, by their headers."""
+    folder = simulated_folder(config)
+    if folder is not None and not folder.exists():
+        truth = simulate.draw_truth(config.SIM_SUBJECTS, effect=config.SIM_EFFECT, seed=config.SEED)
+        in_memory = {name: ours for ours, name in tables.ON_DISK.items()}
+        table = truth.rename(columns=in_memory)[[*tables.ON_DISK]].astype({"event": bool})
+        parts = tables.split_subjects(
+            table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
+        )
+        return parts, None, []
+    parts = read_tables(config)
+    scans = pd.concat(parts.values())
+    reference, refused = None, []
+    for scan, path in tqdm(list(zip(scans["scan"], scans["nifti_path"], strict=True)), desc="headers", unit="scan"):
+        try:
+            grid = read_grid(path, config.MAX_VOXELS)
+        except InputError as error:
+            refused.append(f"{scan}: {path}: {error}")
+            continue
+        reference = reference or grid
+        if not (config.RESAMPLE or reference.matches(grid)):
+            refused.append(
+                f"{scan}: {path}: expected the first scan's grid, {_words(reference)}, received {_words(grid)}"
+            )
+    return parts, reference, refused
+
+
+def _tell_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str]) -> None:
+    print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
+    for name, part in parts.items():
+        event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
+        print(
+            f"  {name:<6} {len(event):8}  {event.sum():6}  {(~event).sum():8}  {len(part):5}  "
+            f"{visits.min()} to {visits.max()}, mean {visits.mean():.1f}"
+        )
+    if grid is None:
+        print("  It is simulated, and not written yet.")
+    else:
+        print(f"  Every header is read: {_words(grid)}; {len(refused)} scans would be refused.")
+        print("  Whether a volume is empty, constant or not finite, only a run sees: it reads the voxels.")
+
+
+def _words(grid: Grid) -> str:
+    origin = ", ".join(f"{mm:.1f}" for mm in grid.affine[:3, 3])
+    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_mm)
+    return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
+
+
+def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
+    """Time a few scans and a few steps of the network, of nothing but noise."""
+    from backend import start_tensorflow
+    from model import build_model
+
+    seconds = 0.0
+    if not refused and "nifti_path" in parts["train"]:
+        paths = parts["train"]["nifti_path"].iloc[: SCANS + 1]
+        seconds = _seconds(
+            lambda step: preprocess(read_image(paths.iloc[step % len(paths)]), config.TARGET_SHAPE), SCANS
+        )
+    start_tensorflow(threads=fix_threads(config.OUTPUT_DIR), seed=config.SEED)
+    import tensorflow as tf
+
+    model = build_model(config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, precision=config.PRECISION)
+    noise = np.random.default_rng(0).normal(size=(config.BATCH_SIZE, *config.TARGET_SHAPE, 1)).astype(np.float32)
+
+    @tf.function
+    def train(volumes):
+        with tf.GradientTape() as tape:
+            risk = tf.reduce_sum(model(volumes, training=True))
+        return tape.gradient(risk, model.trainable_variables)
+
+    @tf.function
+    def predict(volumes):
+        return model(volumes, training=False)
+
+    forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
+    both = _seconds(lambda _: [slope.numpy() for slope in train(noise)], STEPS)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    size = config.BATCH_SIZE
+    return Rates(seconds, both / size, forward / size, memory, model.count_params())
+
+
+def _seconds(run: Callable[[int], object], times: int) -> float:
+    """Wall clock of one run, after a first that is not counted."""
+    run(0)
+    began = time.perf_counter()
+    for step in range(times):
+        run(step + 1)
+    return (time.perf_counter() - began) / times
+
+
+def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -> None:
+    """What a run would take, from the rates."""
+    num = {name: len(part) for name, part in parts.items()}
+    scans, jobs = sum(num.values()), config.NUM_WORKERS if config.NUM_WORKERS > 0 else cpu_count()
+    networks = max(1, config.FOLDS) * (1 + config.CROSS_FIT)
+    in_set = config.RISK_SET * num["train"] / parts["train"]["subject"].nunique()
+    twice = rates.predict if in_set > config.BATCH_SIZE else 0.0  # a risk set that does not fit is read twice
+    epoch = num["train"] * (rates.train + twice) + num["val"] * rates.predict
+    training = networks * (config.EPOCHS * epoch + scans * rates.predict)
+    cache = scans * (np.prod(config.TARGET_SHAPE) * CACHED)
+    features = networks * scans * 8 * config.WIDTH * FLOAT
+    weights = networks * KEPT * rates.weights * FLOAT
+    there = next(path for path in (cache_folder(config), *cache_folder(config).absolute().parents) if path.exists())
+    free, need = shutil.disk_usage(there).free, cache + features + weights
+    networks_told = "1 network" if networks == 1 else f"{networks} networks"
+    print(
+        f"""
+What a run takes here, at most, with {os.environ["OMP_NUM_THREADS"]} threads
+  preprocessing  {_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes
+  stage 1        {_span(training)}: {networks_told} of {config.EPOCHS} epochs, and the features
+  memory         {rates.memory / GB:.1f} GB
+  disk           {need / GB:.2f} GB: cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features
+                 {features / GB:.2f}; free are {free / GB:.1f} GB{": TOO LITTLE" if need > free else ""}
+  This rests on {SCANS} scans preprocessed and {STEPS} steps of {config.BATCH_SIZE} volumes of noise, timed just now on
+  one device, and the memory that they took. Not in it: augmentation, stage 2, explanations, the page."""
+    )
+
+
+def _span(seconds: float) -> str:
+    if seconds == 0:
+        return "not timed, since there are no scans yet"
+    return f"{seconds:.1f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"
