@@ -9,18 +9,21 @@ R landmark rows, P inputs, H hidden. Direction: a higher log-hazard means an ear
 
 import copy
 import dataclasses
+import hashlib
 import io
+import json
 import logging
 import math
 import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from tqdm import tqdm
 
@@ -36,7 +39,7 @@ from processes import exit_code, stop_on_signals
 from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
 from threads import fix_threads
 
-FORMAT = 1  # of model.json
+FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAFE_SPREAD = 600.0  # float64 holds exp of so wide a range; wider ones are summed in log space
 
@@ -112,7 +115,7 @@ class Settings:
 
     hidden: int = 16
     num_seeds: int = 5
-    pool: str = "attention"
+    pool: Literal["attention", "last"] = "attention"
     link: bool = True
     time_aware: bool = True  # False: a plain LSTM
     dropout: float = 0.3
@@ -123,7 +126,7 @@ class Settings:
     penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     components: tuple[int, ...] = (0, 4)
     recalibrate: bool = False
-    ties: Any = "efron"
+    ties: Literal["efron", "breslow"] = "efron"
     seed: int = 0
 
 
@@ -341,38 +344,67 @@ def _side_by_side(rows: Landmarks, splits: list[Split], ties: Any) -> tuple[torc
 def save(predictor: Predictor, folder: str | Path) -> None:
     """Write `model.pt` (weights only) and `model.json` (all else) into the folder."""
     assert isinstance(predictor.network, TLSTM)
-    settings = dataclasses.asdict(predictor.network.settings)
+    folder, settings = Path(folder), dataclasses.asdict(predictor.network.settings)
     weights = io.BytesIO()  # PyTorch's own writer does not tell that the disk is full
     torch.save(predictor.network.state_dict(), weights)
-    with written_whole(Path(folder) / "model.pt") as part:
+    with written_whole(folder / "model.pt") as part:
         part.write_bytes(weights.getbuffer())
-    write_json(Path(folder) / "model.json", {"format": FORMAT, "settings": settings, **predictor.described()})
+    described = json.loads(json.dumps({"settings": settings, **predictor.described()}, default=np.ndarray.tolist))
+    write_json(
+        folder / "model.json", {"format": FORMAT, "digests": _digests(described, weights.getvalue()), **described}
+    )
 
 
 def load(folder: str | Path) -> Predictor:
     """Read what `save` wrote; `load(folder).predict(table, years=...)` predicts.
 
     Raises:
-        InputError: a file is absent, damaged or of another version.
+        InputError: names the file that is absent, damaged or of another version.
     """
     folder = Path(folder)
     for name in ("model.json", "model.pt"):
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: expected a trained model, found none. Run python tlstm.py first.")
     kept = read_json(folder / "model.json")
-    if kept.get("format") != FORMAT:
-        raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}, received {kept.get('format')!r}.")
+    if kept.pop("format", None) != FORMAT:
+        raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}. Run python tlstm.py again.")
+    told, weights = kept.pop("digests", None), (folder / "model.pt").read_bytes()
+    for name, digest in _digests(kept, weights).items():
+        if not isinstance(told, dict) or told.get(name) != digest:
+            raise InputError(f"{folder / name}: damaged: it is not what was saved. Run python tlstm.py again.")
     try:
-        weights = torch.load(folder / "model.pt", map_location="cpu", weights_only=True)
-        settings = Settings(**kept["settings"])
-        predictor = Predictor.restored(kept, num_seeds=settings.num_seeds)
-        network = TLSTM(predictor.prepare.num_inputs, settings)
-        network.load_state_dict(weights)
-        if not all(part.isfinite().all() for part in network.parameters()):
-            raise ValueError("expected finite weights")
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        predictor, network = _restored(kept, torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise InputError(f"{folder}: the model is damaged: {error}. Run python tlstm.py again.") from error
     return dataclasses.replace(predictor, network=network.to(DEVICE).eval())
+
+
+def _restored(kept: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Predictor, TLSTM]:
+    """The predictor and its network; what does not fit raises an error of one kind or another."""
+    settings = TypeAdapter(Settings).validate_python(kept["settings"])
+    expected = (settings.num_seeds, settings.hidden, 4 * settings.hidden)
+    if tuple(weights["recurrent"].shape) != expected:  # before so large a network is made
+        raise ValueError(f"recurrent: expected {expected}, received {tuple(weights['recurrent'].shape)}")
+    predictor = Predictor.restored(kept, num_seeds=settings.num_seeds)
+    network = TLSTM(predictor.prepare.num_inputs, settings)
+    network.load_state_dict(weights)
+    if not all(part.isfinite().all() for part in network.parameters()):
+        raise ValueError("expected finite weights")
+    return predictor, network
+
+
+def _digests(described: dict[str, Any], weights: bytes) -> dict[str, str]:
+    """By which a flipped bit is known; a number would often stay a number."""
+    contents = {"model.json": json.dumps(described, sort_keys=True).encode(), "model.pt": weights}
+    return {name: hashlib.blake2b(content, digest_size=16).hexdigest() for name, content in contents.items()}
 
 
 # ---- The command line ----------------------------------------------------------------------------
