@@ -35,19 +35,13 @@ def predict(config: Config) -> Path:
     """
     if config.PREDICT_CSV is None:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
-    record = read_json(config.OUTPUT_DIR / "config.json")
-    if not record.get("stages", {}).get("tlstm", {}).get("done"):
-        raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {config.OUTPUT_DIR}. Run main.py first.")
-    listed = record["stages"]["cnn"].get("files", {}) | record["stages"]["tlstm"].get("files", {})
-    damage = find_damage(config.OUTPUT_DIR, listed, contents=True)
-    refuse(f"{config.OUTPUT_DIR} is not as its run left it", damage, "Run main.py again, which makes them anew.")
-    trained = Config(**record["settings"])
+    trained, grid = _read_run(config.OUTPUT_DIR)
     table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
     cache = build_cache(
         table,
         shape=trained.TARGET_SHAPE,
         folder=config.CACHE_DIR or config.OUTPUT_DIR / "cache",
-        reference=Grid(tuple(record["grid"]["shape"]), np.array(record["grid"]["affine"])),
+        reference=grid,
         resample=config.RESAMPLE,
         max_voxels=config.MAX_VOXELS,
         jobs=config.NUM_WORKERS,
@@ -61,6 +55,29 @@ def predict(config: Config) -> Path:
     with written_whole(path) as part:
         predicted.drop(columns=["time", "event"]).rename(columns=ON_DISK).to_csv(part, index=False)
     return path
+
+
+def _read_run(folder: Path) -> tuple[Config, Grid]:
+    """The settings of a finished run, and the grid of its scans."""
+    path = folder / "config.json"
+    record = read_json(path)
+    try:
+        stages = record["stages"] if record else {}
+        if not stages.get("tlstm", {}).get("done"):
+            raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
+        damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}), contents=True)
+        refuse(f"{folder} is not as its run left it", damage, "Run main.py again, which makes them anew.")
+        x, y, z = map(int, record["grid"]["shape"])
+        affine = np.array(record["grid"]["affine"], float)
+        if affine.shape != (4, 4):
+            raise ValueError(f"expected an affine of 4 x 4, received {affine.shape}")
+        return Config(**record["settings"]), Grid((x, y, z), affine)
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: expected the record of a run, received another: {error!r}. Run main.py again."
+        ) from error
 
 
 def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:

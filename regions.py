@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,9 +10,12 @@ import pandas as pd
 from nibabel.processing import resample_from_to
 
 from files import InputError
+from nifti import open_scan, read_greys
+from readers import read_rows
 
 ELSEWHERE = "elsewhere"  # voxels of no region: label 0
 LEAST_COVERED = 0.25  # of the brain, by an atlas in the scans' space
+LARGEST_LABEL = 2**24  # beyond it two whole numbers may be one in float32
 CHUNK = 8  # volumes in memory at a time
 Predict = Callable[[np.ndarray], np.ndarray]  # (B, X, Y, Z, 1) -> (B,)
 
@@ -79,13 +81,13 @@ def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regio
     """
     path = Path(path)
     try:
-        image: Any = nib.load(path)
-        values = np.asarray(image.dataobj)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise InputError(f"ATLAS: {path}: expected a NIfTI label image, can't read it: {error}") from error
-    if values.ndim != 3 or not np.array_equal(values, np.rint(values)) or values.min() < 0:
+        scan = open_scan(path)
+        values = read_greys(scan)
+    except InputError as error:
+        raise InputError(f"ATLAS: {path}: {error}") from error
+    if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > LARGEST_LABEL:
         raise InputError(f"ATLAS: {path}: expected a 3-D image of whole numbers from 0, received another.")
-    image = nib.Nifti1Image(values.astype(np.int32), image.affine)
+    image = nib.Nifti1Image(values.astype(np.int32), scan.affine)
     labels = np.asarray(resample_from_to(image, (brain.shape, affine), order=0).dataobj).astype(np.int32)
     covered = np.count_nonzero(labels[brain]) / np.count_nonzero(brain)
     if covered < LEAST_COVERED:
@@ -101,11 +103,15 @@ def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regio
 def _read_names(path: Path) -> dict[int, str]:
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
-    if not {"label", "region"} <= set(table.columns) or not table["label"].str.fullmatch(r"\d+").all():
+    table, problems = read_rows(path, text=("label", "region"))
+    if not {"label", "region"} <= set(table.columns) or not table["label"].str.fullmatch(r"\d{1,9}").all():
         received = ", ".join(table.columns)
         raise InputError(f"ATLAS: {path}: expected columns label (whole numbers) and region. Received: {received}.")
-    return dict(zip(table["label"].astype(int), table["region"], strict=True))
+    labels = table["label"].astype(int)
+    problems += [f"row {row}: label {label} stands twice" for row, label in labels[labels.duplicated()].items()]
+    if problems:
+        raise InputError(f"ATLAS: {path}: {'; '.join(problems)}.")
+    return dict(zip(labels, table["region"], strict=True))
 
 
 def sum_by_region(values: np.ndarray, regions: Regions) -> pd.DataFrame:

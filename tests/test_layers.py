@@ -49,7 +49,7 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     # what it looked at
     "gradients": {"model"},
     "evidence": set(),
-    "regions": set(),
+    "regions": {"nifti", "readers"},
     "attribution": {"evidence", "gradients", "model"},
     "explain": {"attribution", "evidence", "gradients", "regions"},
     "pictures": {"evidence", "regions"},

@@ -93,6 +93,9 @@ def test_an_atlas_that_cannot_be_used_is_refused(tmp_path, brain):
     (tmp_path / "atlas.csv").write_text("number,name\n1,all\n")
     with pytest.raises(InputError, match=r"atlas\.csv: expected columns label .*Received: number, name"):
         regions.read_atlas(path, brain, AFFINE)
+    (tmp_path / "atlas.csv").write_text("label,region\n1,left\n1,right\n")
+    with pytest.raises(InputError, match=r"atlas\.csv: row 3: label 1 stands twice"):
+        regions.read_atlas(path, brain, AFFINE)
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="can't read it"):
         regions.read_atlas(path, brain, AFFINE)
