@@ -21,6 +21,7 @@ class ValidationConcordance(keras.callbacks.Callback):
         last: (N,) bool; True for the last scan of its subject, which alone counts in the C-index.
         time: (N,) years left at each scan.
         event: (N,) bool.
+        agree: takes the figures, returns those that count: the first worker's, on every one.
     """
 
     def __init__(
@@ -31,17 +32,18 @@ class ValidationConcordance(keras.callbacks.Callback):
         last: np.ndarray,
         time: np.ndarray,
         event: np.ndarray,
+        agree: Callable[[dict[str, float]], dict[str, float]] = dict,
     ):
         super().__init__()
-        self.predict, self.loss = predict, loss
+        self.predict, self.loss, self.agree = predict, loss, agree
         self.last, self.time, self.event = last, time, event
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Measure the validation part."""
         log_hazard = self.predict()
         logs = {} if logs is None else logs
-        logs["val_loss"] = self.loss(log_hazard)
-        logs["val_c_index"] = concordance(log_hazard[self.last], self.time[self.last], self.event[self.last])
+        found = concordance(log_hazard[self.last], self.time[self.last], self.event[self.last])
+        logs |= self.agree({"val_loss": self.loss(log_hazard), "val_c_index": found})
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -80,16 +82,23 @@ class History(keras.callbacks.Callback):
 
 
 class Progress(keras.callbacks.Callback):
-    """A bar an epoch, with the loss; then the validation's figures."""
+    """A bar an epoch, with the loss; then the validation's figures.
 
-    def __init__(self, epochs: int):
+    Args:
+        epochs: of the whole training.
+        shown: or none.
+    """
+
+    def __init__(self, epochs: int, *, shown: bool = True):
         super().__init__()
-        self.epochs = epochs
+        self.epochs, self.shown = epochs, shown
+        self.done = 0  # steps of the next epoch that a stopped run did
         self.bar: tqdm | None = None
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Open the bar."""
-        self.bar = tqdm(total=self.params["steps"], desc=f"epoch {epoch + 1}/{self.epochs}", unit="step")
+        words = f"epoch {epoch + 1}/{self.epochs}"
+        self.bar = tqdm(total=self.params["steps"], initial=self.done, desc=words, unit="step", disable=not self.shown)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Move on by a step."""

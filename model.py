@@ -6,11 +6,14 @@ stem, 3x3x3 max-pool, four stages of two basic blocks at WIDTH x 1, 2, 4, 8, glo
 
 import math
 import os
+from collections.abc import Callable
+from itertools import pairwise
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import layers
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -74,6 +77,24 @@ def build_model(
 def feature_model(model: keras.Model) -> keras.Model:
     """The same network with two outputs: features (B, 8 * width) and log-hazard (B, 1)."""
     return keras.Model(model.input, [model.get_layer("features").output, model.output], name="features_and_risk")
+
+
+def segments(model: keras.Model) -> list[Callable]:
+    """The network cut after its stem and each of its stages, for training in less memory.
+
+    Returns:
+        Functions to call one after the other, each on the values of the one before and `training`. Only what passes
+        between them is kept for the gradient; what is within a stage is computed once more.
+    """
+    ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *STAGES)), model.output]
+    return [_recomputed(keras.Model(begin, end)) for begin, end in pairwise(ends)]
+
+
+def _recomputed(piece: keras.Model) -> Callable:
+    def call(values, training: bool):
+        return tf.recompute_grad(lambda values: piece(values, training=training))(values)
+
+    return call
 
 
 class _Layers:

@@ -1,66 +1,36 @@
 """Stage 1: the training loop, resume, and the features of every scan.
 
-The loop is our own, since Keras' `fit` takes the loss of the volumes in memory: here the loss is over RISK_SET whole
-subjects, however few volumes fit (gradient caching: Gao et al. 2021, arXiv 2101.06983). Keras' callbacks are driven
-through `CallbackList`.
+The loop is our own, since Keras' `fit` takes the loss of the volumes in memory, not of a risk set; computes it on each
+device apart; and goes on from epochs only. Keras' callbacks are driven through `CallbackList`.
 """
 
+import io
 import json
 import logging
 import math
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from augment import Augmentation, augment
 from callbacks import BestWeights, History, Progress, ValidationConcordance
-from data import make_dataset
+from distribute import Workers
 from files import InputError, written_whole
-from loss import cox_loss, ranking_loss, visit_order_loss
 from model import feature_model
+from processes import asked, finishing
+from steps import Options, Steps
 from tables import time_left
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Options:
-    """How stage 1 is trained; config.py says what each means."""
-
-    loss: Literal["cox", "rank"] = "cox"
-    ties: Literal["efron", "breslow"] = "efron"
-    visit_order_weight: float = 4.0
-    batch_size: int = 24
-    risk_set: int = 8
-    learning_rate: float = 1.5e-3
-    lr_schedule: Literal["cosine", "plateau"] = "cosine"
-    warmup_epochs: float = 0.5
-    clip_norm: float = 1.0
-    ema: float = 0.0
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    epochs: int = 8
-    patience: int = 8
-    augment_shift: float = 0.5
-    augment_rotate: float = 0.0
-    augment_scale: float = 0.0
-    augment_flip: bool = False
-    augment_bias: float = 0.0
-    augment_gain: float = 0.1
-    augment_noise: float = 0.0
-    seed: int = 0
-
-    @property
-    def augmentation(self) -> Augmentation:
-        """How training volumes are changed."""
-        return Augmentation(**{field.name: getattr(self, f"augment_{field.name}") for field in fields(Augmentation)})
+LOST = "Another worker, or the way to it, is gone; the same command on every machine goes on from the last saved step"
 
 
 @dataclass(frozen=True)
@@ -90,252 +60,256 @@ class Part:
             last,
         )
 
+    @property
+    def outcome(self) -> tuple[np.ndarray, ...]:
+        """Subject, visit_time, time left and event, (N,) each: what the loss is of."""
+        return self.subject, self.visit_time, self.time, self.event
 
-def train(model: keras.Model, parts: dict[str, Part], options: Options, folder: Path) -> None:
+
+def train(
+    model: keras.Model,
+    parts: dict[str, Part],
+    options: Options,
+    folder: Path,
+    *,
+    workers: Workers | None = None,
+    save_seconds: float = 60.0,
+) -> None:
     """Train on the training part, choose the epoch on the validation part, and leave its weights in the model.
 
     Args:
-        model: of `build_model`; its weights change.
+        model: of `build_model`, made in the scope of the workers' strategy; its weights change.
         parts: `train` and `val`.
         options: of the training.
-        folder: gets `best.weights.h5`, `history.csv` and, until the end, `backup/`.
+        folder: gets `best.weights.h5`, `history.csv` and `backup/`; of the first worker alone.
+        workers: who trains; None: this process, on one device.
+        save_seconds: between two saved states; a killed training goes on from the last one, to the same result.
     Raises:
         InputError: a part or RISK_SET has too few events to learn or to choose from, the loss is not finite (names the
             scans), or the backup belongs to other options.
-        OSError: the folder can't be written.
+        OSError: the folder can't be written, or another worker is gone.
+        KeyboardInterrupt: asked to stop; the state of the last step is saved.
     """
-    _check(parts, options)
-    trainer = Trainer(model, options)
-    model.compile(optimizer=trainer.optimizer)  # for Keras' callbacks
-    best, history = folder / "best.weights.h5", History(folder / "history.csv")
-    chosen = BestWeights(best, trainer.save_averaged)
-    validation = ValidationConcordance(
-        lambda: trainer.predict_averaged(parts["val"]),
-        lambda risk: trainer.loss(risk, parts["val"]),
-        last=parts["val"].last,
-        time=parts["val"].time,
-        event=parts["val"].event,
-    )
-    watched = {"monitor": "val_c_index", "mode": "max"}
-    stopping = [keras.callbacks.EarlyStopping(patience=options.patience, **watched)]
-    if options.lr_schedule == "plateau":
-        stopping.append(
-            keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=max(1, options.patience // 2), **watched)
-        )
-    steps = math.ceil(parts["train"].last.sum() / options.risk_set)
-    callbacks = keras.callbacks.CallbackList(
-        [validation, history, chosen, Progress(options.epochs), *stopping], model=model, steps=steps
-    )
-    callbacks.on_train_begin()
-    first = _resume(trainer, folder / "backup", [history, chosen, *stopping], chosen)
-    for epoch in range(first, options.epochs):
-        if model.stop_training:
-            logger.info("no better validation C-index for %d epochs: stopped", options.patience)
-            break
-        began = time.monotonic()
-        callbacks.on_epoch_begin(epoch)
-        logs = trainer.run_epoch(parts["train"], epoch, steps, callbacks)
-        callbacks.on_epoch_end(epoch, logs | {"seconds": round(time.monotonic() - began, 1)})
-        trainer.save(folder / "backup" / "state.npz", history.rows)
-    callbacks.on_train_end()
-    model.load_weights(best)
+    workers = workers or Workers()
+    _check(parts, options, workers.devices)
+    try:
+        Training(model, parts, options, folder, workers, save_seconds).run()
+    except tf.errors.OpError as error:
+        if workers.number == 1:
+            raise
+        raise ConnectionError(f"{LOST}: {error.message.splitlines()[0]}") from error
+    if workers.is_first:
+        model.load_weights(folder / "best.weights.h5")
 
 
-class Trainer:
-    """A model, its optimiser and the compiled steps; the loss sees RISK_SET subjects, memory BATCH_SIZE volumes."""
+@dataclass
+class Progressed:
+    """How far a training is: what its state holds beside variables."""
 
-    def __init__(self, model: keras.Model, options: Options):
-        self.model, self.options = model, options
-        self.optimizer = keras.optimizers.Adam(options.learning_rate)
-        self.scaled = options.precision == "mixed_float16"
-        if self.scaled:  # else small gradients would vanish on their way through float16
-            self.optimizer = keras.optimizers.LossScaleOptimizer(self.optimizer)
-        self.optimizer.build(model.trainable_variables)
-        weights = [variable.value for variable in model.trainable_variables]
-        self.gradients = [tf.Variable(tf.zeros_like(weight), trainable=False) for weight in weights]
-        self.averages = [tf.Variable(weight, trainable=False) for weight in weights] if options.ema else []
-        volumes = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
-        seeds, risks = tf.TensorSpec((None, 2), tf.int32), tf.TensorSpec((None,), model.output.dtype)
-        years = tf.TensorSpec((None,), tf.float32)
-        outcome = (tf.TensorSpec((None,), tf.int32), years, years, tf.TensorSpec((None,), tf.bool))
-        self.forward = tf.function(self._forward, input_signature=(volumes, seeds))
-        self.backward = tf.function(self._backward, input_signature=(volumes, seeds, risks))
-        self.whole = tf.function(self._whole, input_signature=(volumes, seeds, *outcome))
-        self.slope = tf.function(self._slope, input_signature=(risks, *outcome))
-        self.apply = tf.function(self._apply, input_signature=())
-        self.predict = make_predict(model)
+    rows: list[dict[str, float]] = field(default_factory=list)  # of history.csv: the epochs that are done
+    losses: list[float] = field(default_factory=list)  # of the steps that are done of the next epoch
+    seconds: float = 0.0  # spent on them
+    applied: int = 0  # steps that the optimiser had taken before that epoch
 
-    def run_epoch(
-        self, part: Part, epoch: int, steps: int, callbacks: keras.callbacks.CallbackList
-    ) -> dict[str, float]:
-        """One pass over the training subjects; returns the mean loss and the last learning rate."""
-        options = self.options
-        risk_sets = draw_risk_sets(part, options.risk_set, np.random.default_rng([options.seed, epoch]))
-        micro = [np.array_split(rows, math.ceil(len(rows) / options.batch_size)) for rows in risk_sets]
-        batches = [rows for split in micro for rows in (split if len(split) == 1 else split * 2)]  # two passes
-        volumes = iter(make_dataset(part.entries, self.model.input_shape[1:4], batches))
-        applied, losses = int(self.optimizer.iterations), []
-        for step, (rows, split) in enumerate(zip(risk_sets, micro, strict=True)):
-            callbacks.on_train_batch_begin(step)
-            self._set_rate(epoch * steps + step, steps)
-            losses.append(float(self._step(rows, split, part, volumes, epoch)))
-            if not math.isfinite(losses[-1]):
-                raise InputError(
-                    f"epoch {epoch + 1}, step {step + 1}: the loss is {losses[-1]} on the scans "
-                    f"{', '.join(part.scan[rows])}. Lower LEARNING_RATE, or look at these scans; "
-                    "the best weights so far are kept."
-                )
-            callbacks.on_train_batch_end(step, {"loss": losses[-1]})
-        logs = {"loss": float(np.mean(losses)), "learning_rate": float(self.optimizer.learning_rate)}
-        if self.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
-            logs["skipped_steps"] = steps - (int(self.optimizer.iterations) - applied)
-        return logs
 
-    def loss(self, log_hazard: np.ndarray, part: Part) -> float:
-        """The training's loss of given risks (N,) of all scans of a part."""
-        return float(self._loss(tf.constant(log_hazard, tf.float32), *_outcome(part, slice(None))))
+class Training:
+    """A training on its way, epoch by epoch; see `train` for the arguments."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        parts: dict[str, Part],
+        options: Options,
+        folder: Path,
+        workers: Workers,
+        save_seconds: float,
+    ):
+        self.model, self.parts, self.options, self.folder, self.workers = model, parts, options, folder, workers
+        self.save_seconds, self.saved = save_seconds, time.monotonic()
+        self.steps = Steps(model, options, parts["train"].outcome, workers)
+        self.predict = make_predict(model, workers)
+        self.done = Progressed()
+        self.num_steps = len(self._risk_sets(0))
+        model.compile(optimizer=self.steps.optimizer)  # for Keras' callbacks
+
+    def run(self) -> None:
+        """Every epoch that is not done yet."""
+        self._set_callbacks()
+        self.callbacks.on_train_begin()
+        self._resume()
+        for epoch in range(len(self.done.rows), self.options.epochs):
+            if self.model.stop_training:
+                logger.info("no better validation C-index for %d epochs: stopped", self.options.patience)
+                break
+            self.progress.done = len(self.done.losses)
+            self.callbacks.on_epoch_begin(epoch)
+            logs = self.run_epoch(epoch)
+            self.callbacks.on_epoch_end(epoch, logs)
+            self.done = Progressed(self.history.rows, applied=self._applied())
+            self.save()
+        self.callbacks.on_train_end()
+
+    def run_epoch(self, epoch: int) -> dict[str, float]:
+        """The steps of an epoch that are not done yet; returns its mean loss, last learning rate and seconds."""
+        done, part, steps = self.done, self.parts["train"], self.steps
+        sets = self._risk_sets(epoch)[len(done.losses) :]
+        batches = [micro for rows in sets for micro in steps.passes(steps.split(rows))]
+        feed = iter(self.workers.feed(part.entries, self.model.input_shape[1:4], batches)) if sets else iter(())
+        began = time.monotonic() - done.seconds
+        with finishing():
+            for step, rows in enumerate(sets, start=len(done.losses)):
+                self.callbacks.on_train_batch_begin(step)
+                self._set_rate(epoch * self.num_steps + step)
+                loss = steps.step(rows, feed, epoch)
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"epoch {epoch + 1}, step {step + 1}: the loss is {loss} on the scans "
+                        f"{', '.join(part.scan[rows])}. Lower LEARNING_RATE, or look at these scans; "
+                        "the best weights so far are kept."
+                    )
+                done.losses.append(loss)
+                done.seconds = time.monotonic() - began
+                self.callbacks.on_train_batch_end(step, {"loss": loss})
+                self._save_if_due()
+        logs = {"loss": float(np.mean(done.losses)), "learning_rate": float(steps.optimizer.learning_rate)}
+        if steps.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
+            logs["skipped_steps"] = self.num_steps - (self._applied() - done.applied)
+        return logs | {"seconds": round(done.seconds, 1)}
 
     def predict_averaged(self, part: Part) -> np.ndarray:
         """(N,) log-hazards of a part's scans by the averaged weights, if there are any."""
-        self._swap()
+        self.steps.exchange_averages()
         log_hazard = self.predict(part.entries, self.options.batch_size)[-1]
-        self._swap()
+        self.steps.exchange_averages()
         return log_hazard
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""
-        self._swap()
+        self.steps.exchange_averages()
         self.model.save_weights(path)
-        self._swap()
+        self.steps.exchange_averages()
 
-    def save(self, path: Path, rows: list[dict[str, float]]) -> None:
-        """Write everything that the next epoch depends on."""
-        values = {f"v{i}": variable.numpy() for i, variable in enumerate(self._variables())}
-        with written_whole(path) as part:
-            np.savez(part, record=json.dumps({"options": asdict(self.options), "rows": rows}), **values)
+    def save(self) -> None:
+        """Write everything that the next step depends on."""
+        self.saved = time.monotonic()
+        if not self.workers.is_first:
+            return
+        values = {f"v{i}": variable.numpy() for i, variable in enumerate(self.steps.variables())}
+        record = json.dumps(self._belongs_to() | {"done": asdict(self.done)})
+        with written_whole(self.folder / "backup" / "state.npz") as part:
+            np.savez(part, record=record, **values)
 
-    def load(self, path: Path) -> list[dict[str, float]]:
-        """Take over what `save` wrote; returns the rows of the epochs that are done.
+    def load(self, content: bytes) -> None:
+        """Take over what `save` wrote.
 
         Raises:
-            InputError: the file is damaged, or of other options.
+            InputError: it is damaged, or of other options.
         """
+        path = self.folder / "backup" / "state.npz"
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as state:
+            with np.load(io.BytesIO(content), allow_pickle=False) as state:
                 record = json.loads(str(state["record"]))
                 values = [state[f"v{i}"] for i in range(len(state.files) - 1)]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                done = Progressed(**record["done"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: can't be read: {error}. Delete it to begin stage 1 anew.") from error
-        variables = self._variables()
+        variables = self.steps.variables()
         shapes = [tuple(variable.shape) for variable in variables]
-        if record["options"] != asdict(self.options) or shapes != [value.shape for value in values]:
-            raise InputError(f"{path}: is of other settings. Delete it to begin stage 1 anew.")
+        same = all(record.get(name) == value for name, value in self._belongs_to().items())
+        if not same or shapes != [value.shape for value in values]:
+            raise InputError(f"{path}: is of other settings or devices. Delete it to begin stage 1 anew.")
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        return record["rows"]
+        self.done = done
 
-    def _variables(self) -> list:
-        return [*self.model.variables, *self.optimizer.variables, *self.averages]
+    def _belongs_to(self) -> dict[str, Any]:
+        """What a saved state is good for."""
+        return {"options": asdict(self.options), "devices": self.workers.devices}
 
-    def _step(self, rows: np.ndarray, split: list[np.ndarray], part: Part, volumes, epoch: int) -> tf.Tensor:
-        """One optimiser step; the gradient is that of the whole risk set."""
-        seeds = [self._seeds(micro, epoch) for micro in split]
-        if len(split) == 1:
-            loss = self.whole(next(volumes), seeds[0], *_outcome(part, rows))
-        else:
-            state = [tf.identity(variable.value) for variable in self.model.non_trainable_variables]
-            risks = [self.forward(next(volumes), seed) for seed in seeds]
-            loss, slope = self.slope(tf.concat(risks, 0), *_outcome(part, rows))
-            for variable, value in zip(self.model.non_trainable_variables, state, strict=True):
-                variable.assign(value)  # so that the second pass drops and normalises as the first did
-            for seed, slopes in zip(seeds, tf.split(slope, [len(micro) for micro in split]), strict=True):
-                self.backward(next(volumes), seed, slopes)
-        self.apply()
-        return loss
+    def _set_callbacks(self) -> None:
+        """Keras' callbacks of an epoch's end; only the first worker's write and show something."""
+        part, options = self.parts["val"], self.options
+        outcome = tuple(map(tf.constant, part.outcome))
+        validation = ValidationConcordance(
+            lambda: self.predict_averaged(part),
+            lambda risk: float(self.steps.loss(tf.constant(risk, tf.float32), *outcome)),
+            last=part.last,
+            time=part.time,
+            event=part.event,
+            agree=lambda logs: json.loads(self.workers.tell(json.dumps(logs).encode())),
+        )
+        watched = {"monitor": "val_c_index", "mode": "max"}
+        stopping = [keras.callbacks.EarlyStopping(patience=options.patience, **watched)]
+        if options.lr_schedule == "plateau":
+            stopping.append(
+                keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=max(1, options.patience // 2), **watched)
+            )
+        self.progress = Progress(options.epochs, shown=self.workers.is_first)
+        self.chosen = BestWeights(self.folder / "best.weights.h5", self.save_averaged)
+        self.history = History(self.folder / "history.csv")
+        self.remembering: list[keras.callbacks.Callback] = [*stopping]  # what earlier epochs are replayed to
+        if self.workers.is_first:
+            self.remembering += [self.history, self.chosen]
+        self.callbacks = keras.callbacks.CallbackList(
+            [validation, *self.remembering, self.progress], model=self.model, steps=self.num_steps
+        )
 
-    def _seeds(self, rows: np.ndarray, epoch: int) -> tf.Tensor:
-        first = np.full(len(rows), (self.options.seed * 1_000_003 + epoch) % 2**31)
-        return tf.constant(np.stack([first, rows], axis=1), tf.int32)
+    def _resume(self) -> None:
+        """Go on from a stopped run, if there is one: its variables, and its epochs replayed to the callbacks."""
+        path = self.folder / "backup" / "state.npz"
+        content = self.workers.tell(path.read_bytes() if self.workers.is_first and path.exists() else b"")
+        if not content:
+            return
+        self.load(content)
+        optimizer = self.steps.optimizer
+        rate = float(optimizer.learning_rate)
+        self.chosen.replaying = True
+        for epoch, row in enumerate(self.done.rows):
+            logs = {name: value for name, value in row.items() if name != "epoch"}
+            for callback in self.remembering:
+                callback.on_epoch_end(epoch, logs)
+        self.chosen.replaying = False
+        optimizer.learning_rate = rate
+        logger.info("stage 1 goes on after epoch %d, step %d", len(self.done.rows), len(self.done.losses))
 
-    def _set_rate(self, step: int, steps: int) -> None:
+    def _save_if_due(self) -> None:
+        """Save now and then, and where a signal asks any worker to stop; then stop."""
+        stop = self.workers.any(asked())
+        if stop or time.monotonic() - self.saved > self.save_seconds:
+            self.save()
+        if stop:
+            raise KeyboardInterrupt
+
+    def _risk_sets(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.options.seed, epoch])
+        return draw_risk_sets(self.parts["train"], self.options.risk_set, rng, smallest=2 * self.workers.devices)
+
+    def _applied(self) -> int:
+        return int(self.steps.optimizer.iterations)
+
+    def _set_rate(self, step: int) -> None:
         """The learning rate of this step: warm-up, then the cosine, or what the plateau's callback left."""
-        options = self.options
-        warm = options.warmup_epochs * steps
+        options, optimizer = self.options, self.steps.optimizer
+        warm = options.warmup_epochs * self.num_steps
         if step < warm:
-            self.optimizer.learning_rate = options.learning_rate * (step + 1) / (warm + 1)
+            optimizer.learning_rate = options.learning_rate * (step + 1) / (warm + 1)
         elif options.lr_schedule == "cosine":
-            done = (step - warm) / max(1.0, options.epochs * steps - warm)
-            self.optimizer.learning_rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            done = (step - warm) / max(1.0, options.epochs * self.num_steps - warm)
+            optimizer.learning_rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         elif step < warm + 1:
-            self.optimizer.learning_rate = options.learning_rate
-
-    def _forward(self, volumes, seeds):
-        return self.model(augment(volumes, seeds, self.options.augmentation), training=True)[:, 0]
-
-    def _backward(self, volumes, seeds, slopes):
-        with tf.GradientTape() as tape:
-            log_hazard = self._forward(volumes, seeds)
-        cotangent = slopes * tf.cast(self._scale(), slopes.dtype)
-        self._accumulate(tape.gradient(log_hazard, self._weights(), output_gradients=cotangent))
-
-    def _whole(self, volumes, seeds, *outcome):
-        with tf.GradientTape() as tape:
-            loss = self._loss(self._forward(volumes, seeds), *outcome)
-            scaled = loss * tf.cast(self._scale(), loss.dtype)
-        self._accumulate(tape.gradient(scaled, self._weights()))
-        return loss
-
-    def _slope(self, log_hazard, *outcome):
-        with tf.GradientTape() as tape:
-            tape.watch(log_hazard)
-            loss = self._loss(log_hazard, *outcome)
-        return loss, tf.convert_to_tensor(tape.gradient(loss, log_hazard))
-
-    def _loss(self, log_hazard, subject, visit_time, time, event):
-        options = self.options
-        if options.loss == "cox":
-            loss = cox_loss(log_hazard, time, event, ties=options.ties)
-        else:
-            loss = ranking_loss(log_hazard, time, event)
-        if options.visit_order_weight > 0:
-            loss += options.visit_order_weight * visit_order_loss(log_hazard, subject, visit_time)
-        return loss
-
-    def _apply(self):
-        limit = self.options.clip_norm * self._scale()  # what accumulated is scaled; the optimiser divides
-        gradients, _ = tf.clip_by_global_norm([tf.identity(total) for total in self.gradients], limit)
-        self.optimizer.apply(gradients, self.model.trainable_variables)
-        for total in self.gradients:
-            total.assign(tf.zeros_like(total))
-        for average, weight in zip(self.averages, self._weights(), strict=bool(self.averages)):
-            average.assign(self.options.ema * average + (1 - self.options.ema) * weight)
-
-    def _scale(self) -> tf.Tensor:
-        """What gradients are multiplied by on their way through the network: 1 but in float16."""
-        return tf.convert_to_tensor(self.optimizer.dynamic_scale) if self.scaled else tf.constant(1.0)
-
-    def _accumulate(self, gradients) -> None:
-        for total, gradient in zip(self.gradients, gradients, strict=True):
-            total.assign_add(gradient)
-
-    def _weights(self) -> list[tf.Variable]:
-        return [variable.value for variable in self.model.trainable_variables]
-
-    def _swap(self) -> None:
-        """Exchange the weights and their averages."""
-        for average, weight in zip(self.averages, self._weights(), strict=bool(self.averages)):
-            kept = tf.identity(weight)
-            weight.assign(average)
-            average.assign(kept)
+            optimizer.learning_rate = options.learning_rate
 
 
-def draw_risk_sets(part: Part, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def draw_risk_sets(part: Part, size: int, rng: np.random.Generator, *, smallest: int = 2) -> list[np.ndarray]:
     """The rows of each loss evaluation of an epoch: whole subjects, each once, the events spread evenly.
+
+    All scans of a subject are in one risk set, each with the time left at its own visit.
 
     Args:
         part: the training part.
         size: subjects per evaluation; the last one takes what is left, so it may be smaller.
         rng: of the order.
+        smallest: a last set of fewer subjects is joined to the one before.
     Returns:
         Arrays of rows; together every row once.
     """
@@ -346,22 +320,36 @@ def draw_risk_sets(part: Part, size: int, rng: np.random.Generator) -> list[np.n
         place[members] = (np.arange(len(members)) + rng.random()) / max(1, len(members))
     order = np.argsort(place)
     rows_of = np.split(np.arange(len(part.subject)), np.flatnonzero(np.diff(part.subject)) + 1)
-    sets = [order[i : i + size] for i in range(0, len(order), size)]
-    return [np.concatenate([rows_of[subject] for subject in subjects]) for subjects in sets]
+    begins = [begin for begin in range(0, len(order), size) if begin == 0 or len(order) - begin >= smallest]
+    return [np.concatenate([rows_of[subject] for subject in chosen]) for chosen in np.split(order, begins[1:])]
 
 
-def make_predict(model: keras.Model) -> Callable[[list[Path], int], tuple[np.ndarray, np.ndarray]]:
-    """A function of cached scans and a batch size: features (N, F) and log-hazards (N,), compiled once."""
-    shape = model.input_shape[1:4]
-    both = tf.function(feature_model(model), input_signature=(tf.TensorSpec((None, *shape, 1), tf.float32),))
+def make_predict(
+    model: keras.Model, workers: Workers | None = None
+) -> Callable[[list[Path], int], tuple[np.ndarray, np.ndarray]]:
+    """A function of cached scans and a batch size: features (N, F) and log-hazards (N,), compiled once.
+
+    Each worker predicts every scan, with its own devices.
+    """
+    workers = workers or Workers()
+    strategy, shape, both = workers.strategy, model.input_shape[1:4], feature_model(model)
+    here = workers.devices // workers.number
+
+    @tf.function(input_signature=(workers.spec(shape),))
+    def outputs(batch):
+        return strategy.run(lambda volumes, _: both(volumes, training=False), args=batch)
 
     def predict(entries: list[Path], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
-        outputs = [both(volumes) for volumes in make_dataset(entries, shape, batches)]
+        batches += batches[-1:] * (-len(batches) % here)  # so that no device is without; left out again below
+        everywhere = [one for i in range(0, len(batches), here) for one in batches[i : i + here] * workers.number]
+        feed = iter(workers.feed(entries, shape, everywhere))
+        rounds = [outputs(next(feed)) for _ in range(len(batches) // here)]
         features, log_hazard = (
-            np.concatenate([part.numpy() for part in parts]) for parts in zip(*outputs, strict=True)
+            np.concatenate([part.numpy() for one in rounds for part in strategy.experimental_local_results(one[kind])])
+            for kind in (0, 1)
         )
-        return features, log_hazard[:, 0]
+        return features[: len(entries)], log_hazard[: len(entries), 0]
 
     return predict
 
@@ -374,11 +362,7 @@ def extract_features(model: keras.Model, table: pd.DataFrame, entries: list[Path
     return pd.concat([table, pd.Series(log_hazard, table.index, name="log_hazard"), named], axis=1)
 
 
-def _outcome(part: Part, rows) -> tuple[tf.Tensor, ...]:
-    return tuple(tf.constant(values[rows]) for values in (part.subject, part.visit_time, part.time, part.event))
-
-
-def _check(parts: dict[str, Part], options: Options) -> None:
+def _check(parts: dict[str, Part], options: Options, devices: int) -> None:
     """Refuse what would train on nothing, or choose the best epoch by nothing."""
     problems = []
     for name, words in (("train", "training"), ("val", "validation")):
@@ -394,23 +378,10 @@ def _check(parts: dict[str, Part], options: Options) -> None:
             f"RISK_SET: expected {math.ceil(len(event) / event.sum())} or more subjects, so that each loss has an "
             f"event ({event.sum()} of {len(event)} training subjects have one), received {options.risk_set}"
         )
+    if min(options.risk_set, len(event)) < 2 * devices:
+        problems.append(
+            f"RISK_SET: expected {2 * devices} or more subjects, so that each of {devices} devices has 2, received "
+            f"{options.risk_set} of {len(event)}"
+        )
     if problems:
         raise InputError("Stage 1 can't learn from this. " + "; ".join(problems) + ".")
-
-
-def _resume(trainer: Trainer, backup: Path, callbacks: list[keras.callbacks.Callback], chosen: BestWeights) -> int:
-    """Go on from a killed run, if there is one: its variables, and its epochs replayed to the callbacks."""
-    state = backup / "state.npz"
-    if not state.exists():
-        return 0
-    rows = trainer.load(state)
-    rate = float(trainer.optimizer.learning_rate)
-    chosen.replaying = True
-    for epoch, row in enumerate(rows):
-        logs = {name: value for name, value in row.items() if name != "epoch"}
-        for callback in callbacks:
-            callback.on_epoch_end(epoch, logs)
-    chosen.replaying = False
-    trainer.optimizer.learning_rate = rate
-    logger.info("stage 1 goes on after epoch %d", len(rows))
-    return len(rows)

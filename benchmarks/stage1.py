@@ -1,10 +1,13 @@
 """Stage 1: exact gradients, and what they cost; its train step against MONAI's. CPU time, one thread.
 
-    python benchmarks/stage1.py
+    python benchmarks/stage1.py [exactness | devices | large_risk_set | epoch | step] ...
 
 Volumes are noise: neither time nor exactness depends on what they show.
 """
 
+import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,67 +25,83 @@ import torch
 
 import train
 from data import load_volumes
+from distribute import Workers, join
 from model import build_model
+from steps import Options, Steps
 
 BATCH = 4  # volumes in memory where memory is scarce
+FILES = 8  # volumes on disk; a part's scans share them
+PORT = 23_470  # of the first of the workers, on this machine
 
 
 def make_part(folder: Path, num_subjects: int, visits: int, shape: tuple[int, int, int]) -> train.Part:
     """Subjects with volumes of noise; 3 of 4 have an event."""
-    rng, rows, entries = np.random.default_rng(0), [], []
+    rng, rows = np.random.default_rng(0), []
+    entries: list[Path] = []
+    for number in range(FILES):
+        np.save(folder / f"{number}.npy", rng.normal(size=shape).astype(np.float16))
     for number in range(num_subjects):
         time = float(rng.uniform(2, 6))
         for visit in range(visits):
-            entries.append(folder / f"{number}-{visit}.npy")
-            np.save(entries[-1], rng.normal(size=shape).astype(np.float16))
+            entries.append(folder / f"{len(entries) % FILES}.npy")
             rows.append((f"{number:04d}", f"{number}-{visit}", visit / 2, time, number % 4 > 0))
     return train.Part.of(pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"]), entries)
 
 
 class Step:
-    """One risk set of all of a part's scans, and the trainer that steps over it in micro-batches."""
+    """One risk set of all of a part's scans, and the steps over it in micro-batches."""
 
-    def __init__(self, part: train.Part, shape: tuple[int, int, int], *, batch_size: int, width: int, **model):
-        self.part, self.shape = part, shape
-        self.model = build_model(shape, width=width, seed=1, **model)
-        num = len(part.entries)
-        self.trainer = train.Trainer(self.model, train.Options(batch_size=batch_size, risk_set=num, augment_shift=0.0))
-        self.rows = np.arange(num)
-        self.split = np.array_split(self.rows, int(np.ceil(num / batch_size)))
+    def __init__(
+        self,
+        part: train.Part,
+        shape: tuple[int, int, int],
+        *,
+        batch_size: int,
+        width: int,
+        workers: Workers | None = None,
+        recompute: bool = False,
+        **model,
+    ):
+        self.part, self.shape, self.rows = part, shape, np.arange(len(part.entries))
+        self.workers = workers or Workers()
+        options = Options(batch_size=batch_size, risk_set=len(self.rows), augment_shift=0.0, recompute=recompute)
+        with self.workers.strategy.scope():
+            self.steps = Steps(build_model(shape, width=width, seed=1, **model), options, part.outcome, self.workers)
 
     def run(self) -> None:
         """The two passes and the update, or one pass if all fits."""
-        passes = self.split if len(self.split) == 1 else self.split * 2
-        volumes = iter(train.make_dataset(self.part.entries, self.shape, passes))
-        self.trainer._step(self.rows, self.split, self.part, volumes, 0)
+        passes = self.steps.passes(self.steps.split(self.rows))
+        self.steps.step(self.rows, iter(self.workers.feed(self.part.entries, self.shape, passes)), 0)
 
     def run_plain(self) -> None:
         """The gradient of each micro-batch's own loss, without an update."""
-        volumes = train.make_dataset(self.part.entries, self.shape, self.split)
-        for rows, batch in zip(self.split, volumes, strict=True):
-            self.trainer.whole(batch, self.trainer._seeds(rows, 0), *train._outcome(self.part, rows))
+        split = self.steps.split(self.rows)
+        feed = iter(self.workers.feed(self.part.entries, self.shape, split))
+        for rows in split:
+            self.steps.whole(next(feed), tf.constant(0), tf.constant(rows, tf.int32))
 
     def gradient(self) -> np.ndarray:
         """What `run` would apply."""
         found: list[np.ndarray] = []
-        self.trainer.apply = lambda: found.extend(total.numpy().ravel() for total in self.trainer.gradients)
+        self.steps.apply = lambda: found.extend(total.read_value().numpy().ravel() for total in self.steps.gradients)
         self.run()
         return np.concatenate(found)
 
     def one_tape(self) -> np.ndarray:
         """The same micro-batches, all on one tape: as exact as can be, and as large as the risk set."""
-        trainer = self.trainer
-        batches = [tf.constant(load_volumes([self.part.entries[row] for row in rows])) for rows in self.split]
+        steps, first = self.steps, tf.constant(0)
+        split = [tf.constant(rows, tf.int32) for rows in steps.split(self.rows)]
+        batches = [tf.constant(load_volumes([self.part.entries[row] for row in rows])) for rows in split]
 
         @tf.function  # as the cached passes: TensorFlow's optimiser of graphs splits ties of the pooling otherwise
         def gradient():
             with tf.GradientTape() as tape:
-                risks = [
-                    trainer._forward(batch, trainer._seeds(rows, 0))
-                    for batch, rows in zip(batches, self.split, strict=True)
-                ]
-                loss = trainer._loss(tf.concat(risks, 0), *train._outcome(self.part, self.rows))
-            return [tf.convert_to_tensor(found) for found in tape.gradient(loss, trainer._weights())]
+                risks = []
+                for volumes, rows in zip(batches, split, strict=True):
+                    with steps._scope(first, rows):
+                        risks.append(steps._log_hazard(volumes, first, rows))
+                loss = steps.loss(tf.concat(risks, 0), *steps.outcome)
+            return [tf.convert_to_tensor(found) for found in tape.gradient(loss, steps.weights)]
 
         return np.concatenate([found.numpy().ravel() for found in gradient()])
 
@@ -110,6 +129,52 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
+def bench_devices() -> None:
+    """In float64: the gradient by 2 devices of a process, and by 2 processes, against one device's."""
+    hosts = [f"localhost:{PORT + index}" for index in range(2)]
+    tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    with tempfile.TemporaryDirectory() as folder:
+        for norm in ("group", "batch"):
+            one, two = gradients([("none", {}), ("mirrored", {})], Path(folder), norm)
+            workers = gradients(
+                [("multi_worker", {"TF_CONFIG": json.dumps(task)}) for task in tasks], Path(folder), norm
+            )
+            name = f"gradient of RISK_SET=24 in micro-batches of 4, {norm} normalisation, dropout: against one device's"
+            report(f"{name}, 2 devices", relative(two, one), "<= 1e-9", unit="relative difference")
+            for index, found in enumerate(workers):
+                words = f"{name}, process {index} of 2"
+                report(words, relative(found, one), "<= 1e-9", unit="relative difference")
+
+
+def gradients(ways: list[tuple[str, dict[str, str]]], folder: Path, norm: str) -> list[np.ndarray]:
+    """The gradient that each of several processes finds, all at once; their DISTRIBUTE and environments."""
+    paths = [folder / f"{index}.npy" for index in range(len(ways))]
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, "gradient", distribute, str(path), norm],
+            env=os.environ | variables,
+            stderr=subprocess.DEVNULL,
+        )
+        for path, (distribute, variables) in zip(paths, ways, strict=True)
+    ]
+    if any([process.wait() for process in running]):
+        raise RuntimeError(f"one of these failed: {ways}")
+    return [np.load(path) for path in paths]
+
+
+def write_gradient(distribute: Any, path: str, norm: str) -> None:
+    """The gradient over one risk set, as `distribute` finds it, into a .npy file; `mirrored` by 2 devices."""
+    shape = (16, 16, 16)
+    if distribute == "mirrored":
+        (processor,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    workers = join(distribute)
+    with tempfile.TemporaryDirectory() as folder:
+        part = make_part(Path(folder), 24, 1, shape)
+        how: dict[str, Any] = {"precision": "float64", "norm": norm, "dropout": 0.3, "workers": workers}
+        np.save(path, Step(part, shape, batch_size=4, width=4, **how).gradient())
+
+
 def bench_large_risk_set() -> None:
     """256 scans in micro-batches of 4 against 64 plain batches of 4: time, and memory above idle."""
     shape = (32, 32, 32)
@@ -117,21 +182,24 @@ def bench_large_risk_set() -> None:
         step = Step(make_part(Path(folder), 256, 1, shape), shape, batch_size=BATCH, width=16)
         name = f"RISK_SET=256, BATCH_SIZE={BATCH}, width 16, 32x32x32"
         compare(name, step.run, step.run_plain, "64 plain gradients of a batch of 4", "<= 1.45", repeats=3)
-    large, plain, full = (
-        in_own_process("stage1.py", "memory", str(num), str(size))[0]
-        for num, size in ((256, BATCH), (BATCH, BATCH), (64, 64))  # scans in the risk set, volumes in memory
+    large, plain, full, recomputed = (
+        in_own_process("stage1.py", "memory", str(num), str(size), again)[0]
+        for num, size, again in ((256, BATCH, ""), (BATCH, BATCH, ""), (16, 16, ""), (BATCH, BATCH, "recompute"))
     )
     peer_name = f"a plain batch of {BATCH}"
-    name = f"RISK_SET=256, BATCH_SIZE={BATCH}, width 16, 64x64x64: peak memory above idle"
+    name = f"RISK_SET=256, BATCH_SIZE={BATCH}, width 16, 128x128x128: peak memory above idle"
     report(name, large, "<= 1.1", peer=plain, peer_name=peer_name, unit="MB")
-    report(name, large, "smaller", peer=full, peer_name="the full batch of 64 alone", unit="MB")
+    report(name, large, "smaller", peer=full, peer_name="a full batch of 16 alone", unit="MB")
+    report(f"a plain batch of {BATCH}, RECOMPUTE", recomputed, "smaller", peer=plain, peer_name=peer_name, unit="MB")
 
 
-def weigh(num_scans: int, batch_size: int) -> float:
-    """Peak resident memory of a step over 64 x 64 x 64 voxels, MB above what the process held before it."""
-    shape = (64, 64, 64)
+def weigh(num_scans: int, batch_size: int, recompute: bool) -> float:
+    """Peak resident memory of a step over 128 x 128 x 128 voxels, MB above what the process held before it."""
+    shape = (128, 128, 128)
     with tempfile.TemporaryDirectory() as folder:
-        step = Step(make_part(Path(folder), num_scans, 1, shape), shape, batch_size=batch_size, width=16)
+        step = Step(
+            make_part(Path(folder), num_scans, 1, shape), shape, batch_size=batch_size, width=16, recompute=recompute
+        )
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
         idle = resident("VmRSS")
         step.run()
@@ -153,13 +221,14 @@ def bench_step() -> None:
     values = rng.normal(size=(batch, *shape, 1)).astype(np.float32)
     years, events = np.linspace(1, 5, batch, dtype=np.float32), np.arange(batch) % 4 > 0
     model = build_model(shape, width=64)
-    trainer = train.Trainer(model, train.Options(augment_shift=0.0, augment_gain=0.0, visit_order_weight=0.0))
-    subjects, seeds = tf.range(batch), tf.zeros((batch, 2), tf.int32)
-    volumes = tf.constant(values)
+    outcome = np.arange(batch, dtype=np.int32), np.zeros(batch, np.float32), years, events
+    options = Options(augment_shift=0.0, augment_gain=0.0, visit_order_weight=0.0)
+    steps = Steps(model, options, outcome, Workers())
+    volumes, rows = tf.constant(values), tf.range(batch)
 
     def ours():
-        trainer.whole(volumes, seeds, subjects, tf.zeros(batch), years, events)
-        trainer.apply()
+        steps.whole((volumes, rows), tf.constant(0), rows)
+        steps.apply()
 
     peer = resnet18(spatial_dims=3, n_input_channels=1, num_classes=1, conv1_t_stride=2)
     optimizer = torch.optim.Adam(peer.parameters())
@@ -191,36 +260,47 @@ def bench_epoch() -> None:
     """An epoch of the default network, volumes from disk, against its steps on volumes that are in memory."""
     shape = (48, 56, 48)
     with tempfile.TemporaryDirectory() as folder:
-        part = make_part(Path(folder), 32, 3, shape)
-        options = train.Options()
-        trainer = train.Trainer(build_model(shape, width=16), options)
+        part, options = make_part(Path(folder), 128, 3, shape), Options()
+        parts = {"train": part, "val": part}
+        training = train.Training(build_model(shape, width=16), parts, options, Path(folder), Workers(), 1e9)
+        training.callbacks = keras.callbacks.CallbackList(model=training.model)
         sets = train.draw_risk_sets(part, options.risk_set, np.random.default_rng([0, 0]))
         held = [tf.constant(load_volumes([part.entries[row] for row in rows])) for rows in sets]
-        callbacks = keras.callbacks.CallbackList(model=trainer.model)
 
         def epoch():
-            trainer.run_epoch(part, 0, len(sets), callbacks)
+            training.done = train.Progressed()
+            training.run_epoch(0)
 
         def bare():
-            for rows, volumes in zip(sets, held, strict=True):
-                trainer.whole(volumes, trainer._seeds(rows, 0), *train._outcome(part, rows))
-                trainer.apply()
+            for chosen, volumes in zip(sets, held, strict=True):
+                rows = tf.constant(chosen, tf.int32)
+                training.steps.whole((volumes, rows), tf.constant(0), rows)
+                training.steps.apply()
 
         name = f"an epoch of {len(sets)} steps of 24 scans, width 16, 48x56x48"
-        compare(name, epoch, bare, "the bare steps, volumes in memory", "<= 1.05", repeats=5)
+        compare(name, epoch, bare, "the bare steps, volumes in memory", "<= 1.05", repeats=3)
 
 
-def main() -> None:
-    """Print every figure, a JSON line each."""
+BENCHMARKS = {
+    "exactness": bench_exactness,
+    "devices": bench_devices,
+    "large_risk_set": bench_large_risk_set,
+    "epoch": bench_epoch,
+    "step": bench_step,
+}
+
+
+def main(names: list[str]) -> None:
+    """Print every figure, or those that are named, a JSON line each."""
     torch.set_num_threads(1)
-    bench_exactness()
-    bench_large_risk_set()
-    bench_epoch()
-    bench_step()
+    for name in names or BENCHMARKS:
+        BENCHMARKS[name]()
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["memory"]:
-        print(weigh(int(sys.argv[2]), int(sys.argv[3])))
+        print(weigh(int(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4])))
+    elif sys.argv[1:2] == ["gradient"]:
+        write_gradient(*sys.argv[2:])
     else:
-        main()
+        main(sys.argv[1:])

@@ -26,7 +26,9 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "model": set(),
     "loss": set(),
     "callbacks": {"metrics"},
-    "train": {"augment", "callbacks", "data", "loss", "model", "processes", "tables"},
+    "distribute": {"data"},
+    "steps": {"augment", "distribute", "loss", "model"},
+    "train": {"callbacks", "distribute", "model", "processes", "steps", "tables"},
     "tracking": set(),
     # stage 2
     "sequences": {"tables"},
@@ -76,10 +78,12 @@ TENSORFLOW = {
     "backend",
     "callbacks",
     "data",
+    "distribute",
     "explain",
     "gradients",
     "loss",
     "model",
+    "steps",
     "train",
     "verify",
 }

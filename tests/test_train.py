@@ -1,3 +1,7 @@
+import json
+import os
+import signal
+
 import keras
 import numpy as np
 import pandas as pd
@@ -5,10 +9,14 @@ import pytest
 import tensorflow as tf
 
 import loss
+import processes
 import tables
 import train
+from data import load_volumes
+from distribute import Workers
 from files import InputError
 from model import build_model
+from steps import Steps
 
 SHAPE = (16, 16, 16)
 
@@ -70,18 +78,24 @@ def test_risk_sets_are_whole_subjects_each_once_with_events_everywhere(parts):
     assert any((a != b).any() for a, b in zip(sets, other, strict=True))
 
 
+def steps_of(parts, model, **changes):
+    return Steps(model, options(**changes), parts["train"].outcome, Workers())
+
+
+def take_step(steps, part, rows):
+    batches = steps.passes(steps.split(rows))
+    return steps.step(rows, iter(steps.workers.feed(part.entries, SHAPE, batches)), 0)
+
+
 def accumulated(parts, *, batch_size, norm, dropout, visit_order=4.0, kind="cox"):
     """The gradient that a step over 6 subjects accumulates, and the model's state after it."""
     model = build(norm=norm, dropout=dropout)
-    trainer = train.Trainer(model, options(batch_size=batch_size, loss=kind, visit_order_weight=visit_order))
+    steps = steps_of(parts, model, batch_size=batch_size, loss=kind, visit_order_weight=visit_order)
     found = {}
-    trainer.apply = lambda: found.update(gradients=[total.numpy() for total in trainer.gradients])
+    steps.apply = lambda: found.update(gradients=[total.numpy() for total in steps.gradients])
     rows = train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
-    split = np.array_split(rows, int(np.ceil(len(rows) / batch_size)))
-    passes = split if len(split) == 1 else split * 2
-    volumes = iter(train.make_dataset(parts["train"].entries, SHAPE, passes))
-    value = float(trainer._step(rows, split, parts["train"], volumes, epoch=0))
-    return value, found["gradients"], [variable.numpy() for variable in model.non_trainable_variables]
+    value = take_step(steps, parts["train"], rows)
+    return value, found["gradients"], [variable.numpy() for variable in steps.state]
 
 
 @pytest.mark.parametrize("kind", ["cox", "rank"])
@@ -101,32 +115,34 @@ def test_both_passes_drop_and_normalise_alike(parts):
     _, cached, state = accumulated(parts, batch_size=4, norm="batch", dropout=0.5)
     model, part = build(norm="batch", dropout=0.5), parts["train"]
     rows = train.draw_risk_sets(part, 6, np.random.default_rng(0))[0]
-    split = np.array_split(rows, 3)
-    trainer = train.Trainer(model, options())
+    steps = steps_of(parts, model, batch_size=4)
     with tf.GradientTape() as tape:
-        risks = [trainer._forward(tf.constant(train_volumes(part, micro)), trainer._seeds(micro, 0)) for micro in split]
-        value = trainer._loss(tf.concat(risks, 0), *train._outcome(part, rows))
-    expected = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(value, trainer._weights())]
+        risks = []
+        for micro in steps.split(rows):
+            with steps._scope(tf.constant(0), tf.constant(micro, tf.int32)) as scope:
+                volumes = tf.constant(load_volumes([part.entries[row] for row in micro]))
+                risks.append(steps._log_hazard(volumes, tf.constant(0), tf.constant(micro, tf.int32)))
+                after = [scope.get_current_value(variable) for variable in steps.state]
+            steps._update(after)
+        value = steps.loss(tf.concat(risks, 0), *(tf.constant(values[rows]) for values in part.outcome))
+    expected = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(value, steps.weights)]
     scale = max(np.abs(gradient).max() for gradient in expected)
     for a, b in zip(cached, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * scale)
-    for a, b in zip(state, [variable.numpy() for variable in model.non_trainable_variables], strict=True):
+    for a, b in zip(state, [variable.numpy() for variable in steps.state], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def plain_step(parts, *, batch_size, precision, scale=1.0):
     """By how much one step of plain gradient descent lowers each weight."""
     model = build(precision=precision)
-    trainer = train.Trainer(model, options(batch_size=batch_size, precision=precision, clip_norm=1e9))
-    trainer.optimizer = keras.optimizers.SGD(1.0)
-    if trainer.scaled:
-        trainer.optimizer = keras.optimizers.LossScaleOptimizer(trainer.optimizer, initial_scale=scale)
-    trainer.optimizer.build(model.trainable_variables)
+    steps = steps_of(parts, model, batch_size=batch_size, precision=precision, clip_norm=1e9)
+    steps.optimizer = keras.optimizers.SGD(1.0)
+    if steps.scaled:
+        steps.optimizer = keras.optimizers.LossScaleOptimizer(steps.optimizer, initial_scale=scale)
+    steps.optimizer.build(model.trainable_variables)
     before = np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
-    rows = train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
-    split = np.array_split(rows, len(rows) // batch_size)
-    passes = split if len(split) == 1 else split * 2
-    trainer._step(rows, split, parts["train"], iter(train.make_dataset(parts["train"].entries, SHAPE, passes)), 0)
+    take_step(steps, parts["train"], train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0])
     return before - np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
 
 
@@ -148,11 +164,11 @@ def test_what_float16_scales_up_is_scaled_down_again(parts, batch_size):
 def test_a_float16_step_beyond_its_range_is_left_out_and_counted(parts, tmp_path):
     model = build(precision="mixed_float16")
     before = weights(model)
-    trainer = train.Trainer(model, options(precision="mixed_float16"))
-    trainer.optimizer.dynamic_scale.assign(2.0**127)
-    callbacks = keras.callbacks.CallbackList(model=model)
-    logs = trainer.run_epoch(parts["train"], 0, 4, callbacks)
-    assert logs["skipped_steps"] == 4 and float(trainer.optimizer.dynamic_scale) == 2.0**123
+    training = train.Training(model, parts, options(precision="mixed_float16"), tmp_path, Workers(), 60.0)
+    training.callbacks = keras.callbacks.CallbackList(model=model)
+    training.steps.optimizer.dynamic_scale.assign(2.0**127)
+    logs = training.run_epoch(0)
+    assert logs["skipped_steps"] == 4 and float(training.steps.optimizer.dynamic_scale) == 2.0**123
     trained = [variable.name in ("kernel", "gamma", "beta") for variable in model.weights]
     same = [bool((a == b).all()) for a, b in zip(before, weights(model), strict=True)]
     assert all(equal for equal, weight in zip(same, trained, strict=True) if weight)
@@ -166,12 +182,6 @@ def test_it_learns_in_half_precision(parts, tmp_path, precision):
     assert history["val_c_index"].max() > 0.8
     if precision == "mixed_float16":
         assert history["skipped_steps"].sum() < 12
-
-
-def train_volumes(part, rows):
-    from data import load_volumes
-
-    return load_volumes([part.entries[row] for row in rows])
 
 
 def test_it_learns_who_is_early(parts, tmp_path):
@@ -236,26 +246,66 @@ class Killed(Exception):
     """A kill, as far as the loop can tell."""
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "lr_schedule": "plateau", "augment_shift": 0.5}])
-def test_a_killed_training_goes_on_as_if_it_had_not_been(parts, tmp_path, monkeypatch, changes):
-    whole = build(dropout=0.3)
-    train.train(whole, parts, options(epochs=4, **changes), tmp_path / "whole")
-    run_epoch = train.Trainer.run_epoch
+def killed_at(monkeypatch, *kills):
+    """Kill trainings at these steps, counted over all of them: before the step, or while its state is saved."""
+    step, calls, save = Steps.step, [], train.Training.save
 
-    def killed(self, part, epoch, steps, callbacks):
-        if epoch == 2:
+    def stepped(self, *args):
+        calls.append(None)
+        if len(calls) in kills:
             raise Killed
-        return run_epoch(self, part, epoch, steps, callbacks)
+        return step(self, *args)
 
-    monkeypatch.setattr(train.Trainer, "run_epoch", killed)
-    with pytest.raises(Killed):
-        train.train(build(dropout=0.3), parts, options(epochs=4, **changes), tmp_path / "cut")
-    monkeypatch.undo()
+    def saved(self):
+        if -len(calls) in kills:
+            (self.folder / "backup").mkdir(parents=True, exist_ok=True)
+            (self.folder / "backup" / ".part-state.npz").write_bytes(b"half")
+            raise Killed
+        save(self)
+
+    monkeypatch.setattr(Steps, "step", stepped)
+    monkeypatch.setattr(train.Training, "save", saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "save_seconds"),
+    [({"lr_schedule": "plateau"}, 1e9), ({"ema": 0.9, "augment_shift": 0.5}, 0.0)],
+)
+def test_a_killed_training_goes_on_as_if_it_had_not_been(parts, tmp_path, monkeypatch, changes, save_seconds):
+    """Twice in one epoch and once in a write, saved at every step or at the ends of epochs alone."""
+    whole, chosen = build(dropout=0.3), options(epochs=4, batch_size=5, **changes)
+    train.train(whole, parts, chosen, tmp_path / "whole")
+    killed_at(monkeypatch, 6, 8, -12)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            train.train(build(dropout=0.3), parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
     resumed = build(dropout=0.3)
-    train.train(resumed, parts, options(epochs=4, **changes), tmp_path / "cut")
+    train.train(resumed, parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
     rows = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
     assert all((a == b).all() for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+def test_a_signal_lets_the_step_finish_and_its_state_is_saved(parts, tmp_path, monkeypatch):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    processes.stop_on_signals()
+    step, done = Steps.step, []
+
+    def stepped(self, *args):
+        if len(done) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(step(self, *args))
+        return done[-1]
+
+    monkeypatch.setattr(Steps, "step", stepped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(build(), parts, options(), tmp_path, save_seconds=1e9)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    processes.stop_on_signals.__globals__["_stop"].reason = ""
+    assert len(done) == 3
+    with np.load(tmp_path / "backup" / "state.npz") as state:
+        assert json.loads(str(state["record"]))["done"]["losses"] == done
 
 
 def test_a_backup_of_other_options_or_a_damaged_one_is_refused(parts, tmp_path):
@@ -277,15 +327,13 @@ def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
         train.train(build(), parts | {"train": spoilt}, options(), tmp_path)
 
 
-def test_the_step_is_compiled_once(parts, tmp_path, monkeypatch):
-    made = []
-    init = train.Trainer.__init__
-    monkeypatch.setattr(train.Trainer, "__init__", lambda self, *args: (init(self, *args), made.append(self))[0])
-    train.train(build(), parts, options(epochs=3, batch_size=5), tmp_path)
-    traces = {
-        name: getattr(made[0], name).experimental_get_tracing_count() for name in ("forward", "backward", "apply")
-    }
-    assert traces == {"forward": 1, "backward": 1, "apply": 1}
+def test_the_step_is_compiled_once(parts, tmp_path):
+    """Though the last risk set and its micro-batches are smaller."""
+    training = train.Training(build(), parts, options(epochs=3, batch_size=5), tmp_path, Workers(), 60.0)
+    training.run()
+    names = ("forward", "slope", "backward", "apply")
+    traces = {name: getattr(training.steps, name).experimental_get_tracing_count() for name in names}
+    assert traces == dict.fromkeys(names, 1)
 
 
 def test_features_of_every_scan(tmp_path, rng):

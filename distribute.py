@@ -1,0 +1,151 @@
+"""Devices and machines: TensorFlow's strategy for a training, its batches, and what its workers tell each other."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from data import make_dataset
+from files import InputError
+
+logger = logging.getLogger(__name__)
+
+SLURM = "SLURM_STEP_NUM_TASKS"  # stands in the environment of every task that srun starts
+
+
+class Workers:
+    """The processes that train one network together, of which this is one; each has one device or several.
+
+    Args:
+        strategy: TensorFlow's; None: this process alone, on its first device.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None):
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.devices = self.strategy.num_replicas_in_sync  # of all workers together
+        self.number, self.index = 1, 0
+        if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            resolver = self.strategy.cluster_resolver
+            self.number, self.index = len(resolver.cluster_spec().job_tasks("worker")), resolver.task_id
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker is the one that writes."""
+        return self.index == 0
+
+    def feed(self, entries: Sequence[Path], shape: tuple[int, int, int], batches: Sequence[np.ndarray]):
+        """Cached volumes in batches of given rows, a batch for each device at a time.
+
+        Args:
+            entries: of `build_cache`.
+            shape: (X, Y, Z) of a volume.
+            batches: rows, none empty; their number is a multiple of `devices`, and device i of all gets every
+                i-th of so many.
+        Returns:
+            An endless distributed dataset of volumes (B, X, Y, Z, 1) float32 and their rows (B,) int32; endless, so
+            that no step asks all workers whether there is more.
+        """
+        here = self.devices // self.number
+
+        def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            mine = np.arange(len(batches)).reshape(-1, self.number, here)[:, context.input_pipeline_id]
+            chosen = [batches[int(one)] for one in mine.ravel()]
+            rows = tf.data.Dataset.from_tensor_slices(tf.ragged.constant([list(map(int, one)) for one in chosen]))
+            return tf.data.Dataset.zip(make_dataset(entries, shape, chosen), rows).repeat()
+
+        return self.strategy.distribute_datasets_from_function(pipeline)
+
+    def spec(self, shape: tuple[int, int, int]):
+        """Of what `feed` gives: the signature by which a step is compiled once for batches of any size."""
+        kinds = tf.TensorSpec((None, *shape, 1), tf.float32), tf.TensorSpec((None,), tf.int32)
+        nothing = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=kinds)
+        return self.strategy.distribute_datasets_from_function(lambda _: nothing).element_spec
+
+    def tell(self, message: bytes) -> bytes:
+        """The first worker's message; every worker must call it at the same place."""
+        if self.number == 1:
+            return message
+        size = int(self._of_first(np.array([len(message)], np.int32))[0])
+        words = np.frombuffer(message.ljust(size + -size % 4, b"\0")[: size + -size % 4], np.int32)
+        return self._of_first(words).tobytes()[:size]
+
+    def any(self, asked: bool) -> bool:
+        """Whether this is so for any worker; every worker must call it at the same place."""
+        return asked if self.number == 1 else bool(self._sum(np.array([asked], np.int32))[0])
+
+    def _of_first(self, values: np.ndarray) -> np.ndarray:
+        return self._sum(values if self.is_first else np.zeros_like(values))
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of arrays of one shape over the workers."""
+
+        def once(context) -> tf.Tensor:  # by this worker's first device alone
+            counts = context.replica_id_in_sync_group % (self.devices // self.number) == 0
+            return tf.constant(values if counts else np.zeros_like(values))
+
+        each = self.strategy.experimental_distribute_values_from_function(once)
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None).numpy()
+
+
+def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int = 0) -> Workers:
+    """Take this process's part in a training. Call it before anything else of TensorFlow.
+
+    Args:
+        distribute: `none`, one device; `mirrored`, the devices of this machine; `multi_worker`, those of every machine
+            that TF_CONFIG or Slurm's variables name.
+        devices: GPUs to use on each machine; 0: all.
+    Raises:
+        InputError: fewer devices than asked for, or no cluster is named.
+    """
+    if distribute == "none":
+        return Workers()
+    resolver = _resolver() if distribute == "multi_worker" else None
+    hosts = resolver.cluster_spec().job_tasks("worker") if resolver else []  # shares a machine's GPUs out, under Slurm
+    gpus = tf.config.list_physical_devices("GPU")
+    if devices and gpus:
+        tf.config.set_visible_devices(gpus[:devices], "GPU")
+    if resolver:
+        _expect(len(gpus), devices, "GPUs")
+        logger.info("worker %d of %s: waiting for the others", resolver.task_id, ", ".join(hosts))
+        return Workers(tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver))
+    there = tf.config.list_logical_devices("GPU" if gpus else "CPU")
+    _expect(len(there), max(2, devices), "GPUs" if gpus else "devices, without a GPU")
+    return Workers(tf.distribute.MirroredStrategy([device.name for device in there]))
+
+
+def _expect(there: int, wanted: int, kind: str) -> None:
+    if there < wanted:
+        raise InputError(
+            f"DISTRIBUTE: expected {wanted} or more devices on this machine, received {there} {kind}. "
+            "Lower DEVICES, or set DISTRIBUTE=none."
+        )
+
+
+def _resolver() -> Any:
+    """Who the workers are: TF_CONFIG, or the step that srun started."""
+    if "TF_CONFIG" in os.environ:
+        try:
+            hosts, task = (json.loads(os.environ["TF_CONFIG"])[name] for name in ("cluster", "task"))
+            if list(hosts) != ["worker"] or task["type"] != "worker" or not 0 <= task["index"] < len(hosts["worker"]):
+                raise ValueError(os.environ["TF_CONFIG"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                "TF_CONFIG: expected "
+                '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0, 1, ...}}, '
+                f"received {error}"
+            ) from error
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if SLURM in os.environ:
+        try:
+            return tf.distribute.cluster_resolver.SlurmClusterResolver()
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"Slurm's variables: expected those of a step that srun started: {error}") from error
+    raise InputError(
+        "DISTRIBUTE=multi_worker: expected TF_CONFIG or the variables of a step that srun started, received neither. "
+        "The README shows the commands."
+    )
