@@ -39,7 +39,7 @@ DEFAULT = train.Options()
 
 
 def stability() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
-    """Name, effect of the simulated atrophy, shape, normalisation and options of each; the default is `visit_order`'s."""
+    """Name, effect of the simulated atrophy, shape, normalisation and options; `visit_order` has the default."""
     changed: dict[str, dict[str, Any]] = {
         "EMA=.9": {"ema": 0.9},
         "LR_SCHEDULE=plateau": {"lr_schedule": "plateau"},
