@@ -165,8 +165,10 @@ class Pipeline:
         )
 
     def _trained_model(self, folder: Path | None = None):
+        from model import load_weights
+
         model = self._build_model()
-        model.load_weights((folder or self.folder / "cnn") / "best.weights.h5")
+        load_weights(model, (folder or self.folder / "cnn") / "best.weights.h5")
         return model
 
     def _train_network(self, rows: np.ndarray, folder: Path) -> None:

@@ -6,19 +6,25 @@ stem, 3x3x3 max-pool, four stages of two basic blocks at WIDTH x 1, 2, 4, 8, glo
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from files import InputError
+
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
+LARGEST_FILE = 4  # numbers in a file of weights for each of the network: the optimiser's may lie beside them
 GROUPS = 8  # of channels, in group normalisation
 
 
@@ -95,6 +101,33 @@ def _recomputed(piece: keras.Model) -> Callable:
         return tf.recompute_grad(lambda values: piece(values, training=training))(values)
 
     return call
+
+
+def load_weights(model: keras.Model, path: str | Path) -> None:
+    """Take over the weights that a training left.
+
+    Args:
+        model: of the same settings.
+        path: of a `.weights.h5`.
+    Raises:
+        InputError: names the file that is absent, damaged, of another network, or holds a weight that is not finite.
+    """
+    try:
+        with h5py.File(path) as file:  # a damaged size would ask for more memory than there is
+            sizes: list[int] = []
+            file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+        if sum(sizes) > LARGEST_FILE * model.count_params():
+            raise ValueError(f"expected {model.count_params()} weights, received {sum(sizes)} numbers")
+        with warnings.catch_warnings(
+            action="error", category=UserWarning
+        ):  # Keras warns of a layer that stays as it was drawn
+            model.load_weights(path)
+        if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+            raise ValueError("expected finite weights")
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserWarning) as error:
+        raise InputError(
+            f"{path}: expected the weights of this network, can't read them: {error} Train stage 1 again."
+        ) from error
 
 
 class _Layers:

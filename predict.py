@@ -82,12 +82,12 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
 
 def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:
     from backend import start_tensorflow
-    from model import build_model
+    from model import build_model, load_weights
     from train import extract_features
 
     start_tensorflow(threads=fix_threads(folder), seed=trained.SEED)
     model = build_model(trained.TARGET_SHAPE, width=trained.WIDTH, norm=trained.NORM, dropout=trained.DROPOUT_RATE)
-    model.load_weights(folder / "cnn" / "best.weights.h5")
+    load_weights(model, folder / "cnn" / "best.weights.h5")
     return extract_features(model, table.drop(columns="nifti_path"), entries, batch_size=trained.BATCH_SIZE)
 
 

@@ -1,7 +1,11 @@
+import pickle
+
+import h5py
 import numpy as np
 import pytest
 
-from model import STAGES, build_model, feature_model
+from files import InputError
+from model import STAGES, build_model, feature_model, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,48 @@ def test_what_is_wrong_is_told():
         build_model((16, 16, 16), norm="layer")
     with pytest.raises(ValueError, match="at least 16 voxels"):
         build_model((16, 8, 16))
+
+
+def spoil_nan(path):
+    with h5py.File(path, "r+") as file:
+        file["layers/dense/vars/0"][0] = np.nan
+
+
+def spoil_bomb(path):
+    with h5py.File(path, "r+") as file:
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars"].create_dataset("0", (10**9, 10**4), np.float64, chunks=(1000, 1000))
+
+
+def spoil_missing(path):
+    with h5py.File(path, "r+") as file:
+        del file["layers/dense"]
+
+
+SPOILT = {
+    "absent": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "a pickle": lambda path: path.write_bytes(pickle.dumps({"weights": [1.0]})),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:9000]),
+    "without its tables": lambda path: path.write_bytes(path.read_bytes()[:2000] + bytes(60_000)),
+    "NaN": spoil_nan,
+    "a bomb": spoil_bomb,
+    "without a layer": spoil_missing,
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_weights_that_are_damaged_are_refused_by_name(tmp_path, kind):
+    network = build_model((16, 16, 16), width=4)
+    path = tmp_path / "best.weights.h5"
+    network.save_weights(path)
+    load_weights(network, path)
+    SPOILT[kind](path)
+    with pytest.raises(InputError, match=r"best\.weights\.h5: expected the weights of this network, can't read them"):
+        load_weights(network, path)
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    build_model((16, 16, 16), width=8).save_weights(tmp_path / "best.weights.h5")
+    with pytest.raises(InputError, match="the weights of this network"):
+        load_weights(build_model((16, 16, 16), width=4), tmp_path / "best.weights.h5")
