@@ -27,7 +27,8 @@ def workers(scheduler: str | None) -> Iterator[Callable[[Any], Any]]:
     Yields:
         What makes a function portable to them.
     Raises:
-        InputError: Dask is not installed here, nobody answers at the address, or a worker lacks a library.
+        InputError: Dask is not installed here, nobody answers at the address, there is no worker, or one lacks a
+            library.
         OSError: the workers were lost.
     """
     if scheduler is None:
@@ -47,6 +48,8 @@ def workers(scheduler: str | None) -> Iterator[Callable[[Any], Any]]:
     try:
         with client, parallel_config(backend="dask", client=client, wait_for_workers_timeout=PATIENCE):
             yield wrap_non_picklable_objects
+    except TimeoutError as error:
+        raise InputError(f"SCHEDULER: expected workers of {scheduler}, none came in {PATIENCE} s") from error
     except ImportError as error:
         raise InputError(f"SCHEDULER: a worker of {scheduler} lacks a library: {error}") from error
     except (distributed.KilledWorker, distributed.CancelledError) as error:
