@@ -131,6 +131,7 @@ class Record:
         if stage in GOES_ON_FROM and not resumes:  # before the record says that it has begun, with these settings
             shutil.rmtree(self.config.OUTPUT_DIR / GOES_ON_FROM[stage], ignore_errors=True)
         self.stages[stage] = {"needs": self.needs(stage), "done": False}
+        self.stages.pop("report", None)  # it tells of what was before
         self.write()
         began = time.monotonic()
         yield

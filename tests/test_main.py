@@ -1,53 +1,25 @@
 """The pipeline as a user runs it: processes, files, exit codes."""
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-
-HERE = Path(__file__).resolve().parent.parent
-SMALL = (
-    "--SIM_SUBJECTS=24 --TEST_RATIO=0.25 --VAL_TRAIN_RATIO=0.25 --TARGET_SHAPE=16,16,16 --WIDTH=4 --EPOCHS=2 "
-    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 --EXPLAIN_COHORT=3 "
-    "--NUM_WORKERS=1"
-).split()
-
-
-def start(*arguments, program="main.py", cwd=None, **kwargs):
-    command = [sys.executable, str(HERE / program), *arguments]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
-def run(*arguments, program="main.py", cwd=None):
-    process = start(*arguments, program=program, cwd=cwd)
-    stdout, stderr = process.communicate(timeout=280)
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-
-def digests(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "run.log"
-    }
+from crash.kills import go_on, kill_at
+from runs import SMALL, digests, results, run, stages_done, start
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A whole run, begun from another working directory: its output and its folder."""
+    """A whole run, begun from another working directory: its output, its folder, and its results as they were."""
     cwd = tmp_path_factory.mktemp("elsewhere")
     done = run(*SMALL, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done, cwd / "outputs"
+    return done, cwd / "outputs", results(cwd / "outputs")
 
 
 def test_every_promised_file_is_there(finished):
@@ -147,8 +119,10 @@ def test_the_record_of_the_run(finished):
     assert record["settings"]["EPOCHS"] == 2 and record["seed"] == 0
     assert record["versions"]["tensorflow"].startswith("2.21")
     assert {name: stage["done"] for name, stage in record["stages"].items()} == dict.fromkeys(
-        ("cnn", "features", "tlstm", "explain"), True
+        ("cnn", "features", "tlstm", "explain", "report"), True
     )
+    assert record["machine"]["threads"] >= 1
+    assert {"cnn/best.weights.h5", "cnn/history.csv"} <= set(record["stages"]["cnn"]["files"])
 
 
 def test_new_scans_are_predicted_as_old_ones_were(finished, tmp_path):
@@ -179,8 +153,44 @@ def test_what_is_done_is_not_repeated_and_a_changed_setting_is(finished):
     )
     after = digests(folder)
     changed = {name for name in before if before[name] != after.get(name)}
-    assert {"tlstm/model.pt", "tlstm/predictions.csv"} <= changed
+    assert {"tlstm/predictions.csv", "tlstm/by_visit.csv"} <= changed
     assert not [name for name in changed if name.startswith(("cnn/", "features/", "splits/", "explain/"))]
+
+
+def test_what_must_stay_is_refused_before_anything_is_touched(finished):
+    folder = finished[1]
+    before = digests(folder)
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--RESUME=require", "--WIDTH=8", "--SEED=3")
+    assert done.returncode == 2
+    assert "RESUME=require" in done.stderr and "cnn: WIDTH was 4, is 8" in done.stderr
+    assert "cnn: SEED was 0, is 3" in done.stderr and "Traceback" not in done.stderr
+    assert digests(folder) == before
+
+
+def test_verify_writes_nothing(finished):
+    folder = finished[1]
+    before = digests(folder)
+    done = run("--VERIFY=on", *SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=cnn")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all as the stage left them" in done.stdout and "What a run takes here" in done.stdout
+    assert digests(folder) == before
+
+
+def test_a_run_that_is_killed_twice_comes_to_the_same(finished, tmp_path):
+    """kill -9 after the first epoch, before its state is saved, and in stage 2; all results are bit-equal. tests/crash kills more often."""
+    source, folder, expected = finished[1], tmp_path / "outputs", finished[2]
+    for name in ("simulated", "cache"):
+        subprocess.run(["cp", "-r", "--parents", name, str(tmp_path)], check=True, cwd=source)
+    folder.mkdir()
+    for name in ("simulated", "cache"):
+        (tmp_path / name).rename(folder / name)
+    arguments = (*SMALL, "--STAGES=cnn,features,tlstm,report")
+    killed = kill_at(folder, arguments, lambda *_: (folder / "cnn" / "best.weights.h5").exists())
+    assert killed["killed"] and killed["done"] == []
+    killed = kill_at(folder, arguments, lambda *_: "features" in stages_done(folder))
+    assert killed["killed"] and killed["done"] == ["cnn", "features"]
+    go_on(folder, arguments)
+    assert results(folder) == expected
 
 
 BAD_INPUT = {
@@ -230,27 +240,61 @@ def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
     source, folder = finished[1], tmp_path / "outputs"
     subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
     path = folder / "features" / "train.parquet"
-    pd.read_parquet(path).drop(columns="subjectid").to_parquet(path)
+    size = path.stat().st_size
+    path.write_bytes(bytes(size))
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=3", "--STAGES=tlstm", cwd=tmp_path)
     assert done.returncode == 2
-    assert "Missing: subjectid" in done.stderr and "Traceback" not in done.stderr
+    assert "train.parquet: " in done.stderr and "Traceback" not in done.stderr
+    told = run("--VERIFY=on", *SMALL, f"--OUTPUT_DIR={folder}", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "features: features/train.parquet: changed, other contents of the same size" in told.stderr
+    path.write_bytes(bytes(size - 1))  # now that much is seen without reading it
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=features", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"features/train.parquet: changed, expected {size} bytes, received {size - 1}" in done.stderr
+    assert path.read_bytes() == (source / "features" / "train.parquet").read_bytes()
 
 
 def test_a_stopped_run_is_143_and_goes_on(finished, tmp_path):
-    """SIGTERM in stage 1, then the same command: stage 1 goes on after the epoch it had finished."""
+    """SIGTERM in stage 1, then the same command; meanwhile nobody else may work in its folder."""
     source, folder = finished[1], tmp_path / "outputs"
     subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
-    arguments = (*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=6", "--STAGES=cnn")
-    process = start(*arguments, cwd=tmp_path)
     state = folder / "cnn" / "backup" / "state.npz"
-    deadline = time.monotonic() + 120
-    old = state.stat().st_mtime if state.exists() else 0
-    while time.monotonic() < deadline and not (state.exists() and state.stat().st_mtime > old):
-        time.sleep(0.05)
+    state.unlink()
+    (folder / ".run.json").unlink()
+    arguments = (*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=400", "--PATIENCE=400", "--STAGES=cnn")
+    process = start(*arguments, cwd=tmp_path)
+    wait_for(folder / ".run.json")
+    for program in ("main.py", "tlstm.py"):
+        second = run(*arguments, cwd=tmp_path, program=program)
+        assert second.returncode == 2 and "Traceback" not in second.stderr
+        assert f"another run is at work in {folder}: process {process.pid} on" in second.stderr
+    wait_for(state)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143 and "goes on" in stderr and "Traceback" not in stderr
-    done = run(*arguments, cwd=tmp_path)
+    assert process.returncode == 143, stderr[-3000:]
+    assert "Stopped by SIGTERM. The same command goes on" in stderr and "Traceback" not in stderr
+    epochs = len(pd.read_csv(folder / "cnn" / "history.csv"))
+    process = start(*arguments, cwd=tmp_path)
+    while len(pd.read_csv(folder / "cnn" / "history.csv")) <= epochs and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr[-3000:]
+    assert "Stopped by Ctrl-C" in stderr and "Traceback" not in stderr
+    assert "stage 1 goes on after epoch" in stderr
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def test_stage_2_alone_works_in_the_folder_of_a_run(finished, tmp_path):
+    source, folder = finished[1], tmp_path / "outputs"
+    subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", program="tlstm.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "stage 1 goes on after epoch" in done.stderr
-    assert len(pd.read_csv(folder / "cnn" / "history.csv")) == 6 and os.path.exists(folder / "cnn" / "best.weights.h5")
+    assert results(folder)["tlstm/model.pt"] == finished[2]["tlstm/model.pt"]

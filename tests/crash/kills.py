@@ -1,0 +1,36 @@
+"""Runs that are killed (SIGKILL), at chosen moments and inside writes, and gone on with by the same command."""
+
+import time
+
+from runs import run, stages_done, start, temporaries
+
+POLL = 0.002  # seconds between two looks at the folder
+
+
+def kill_at(folder, arguments, moment):
+    """Start a run and kill it.
+
+    Args:
+        folder: of the run.
+        arguments: of the run.
+        moment: of the seconds since the start and the number of temporary files seen so far, whether it is now.
+    Returns:
+        Whether it was killed before its end, the stages that were done then, and the temporaries that it has left.
+    """
+    old, seen, began = set(temporaries(folder)), set(), time.monotonic()
+    process = start(*arguments, f"--OUTPUT_DIR={folder}")
+    while process.poll() is None and not moment(time.monotonic() - began, len(seen)):
+        time.sleep(POLL)
+        seen |= set(temporaries(folder)) - old
+    killed = process.poll() is None
+    process.kill()
+    process.communicate()
+    return {"killed": killed, "done": stages_done(folder), "inside": temporaries(folder)}
+
+
+def go_on(folder, arguments):
+    """The same command, to its end; nothing half-written stays."""
+    done = run(*arguments, f"--OUTPUT_DIR={folder}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert temporaries(folder) == []
+    return done
