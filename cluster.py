@@ -11,6 +11,7 @@ from joblib import parallel_config, wrap_non_picklable_objects
 from files import InputError
 
 PATIENCE = 30  # seconds for the scheduler to answer and for a first worker to come
+LIBRARIES = ("joblib", "nibabel", "numpy", "pandas", "tqdm")  # that a task imports
 OURS = ("data", "files", "nifti", "tables")  # the rooms that a task may run through
 
 
@@ -46,7 +47,9 @@ def workers(scheduler: str | None) -> Iterator[Callable[[Any], Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"SCHEDULER: expected a scheduler at {scheduler}, can't reach it: {error}") from error
     try:
-        with client, parallel_config(backend="dask", client=client, wait_for_workers_timeout=PATIENCE):
+        with client, parallel_config(backend="dask", client=client):
+            client.wait_for_workers(1, timeout=PATIENCE)
+            client.run(exec, f"import {', '.join(LIBRARIES)}")  # joblib would wait forever for a task that can't begin
             yield wrap_non_picklable_objects
     except TimeoutError as error:
         raise InputError(f"SCHEDULER: expected workers of {scheduler}, none came in {PATIENCE} s") from error
