@@ -74,9 +74,11 @@ def naming(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         told = re.search(r"\berrno\W+(\d+)", str(error), re.IGNORECASE)
         number = getattr(error, "errno", None) or (int(told[1]) if told else None)
-        if number not in FULL_OR_LOCKED:
-            raise
-        raise WriteError(f"{path}: can't be written: {os.strerror(number)}") from error
+        if number in FULL_OR_LOCKED:
+            raise WriteError(f"{path}: can't be written: {os.strerror(number)}") from error
+        if isinstance(error, OSError) and number is None:  # NumPy, of a write that was cut short
+            raise WriteError(f"{path}: can't be written: {error}") from error
+        raise
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -21,7 +21,7 @@ from explanations import Explanations, check_choices
 from files import InputError, read_json, write_json
 from inputs import read_inputs
 from lock import hold
-from processes import exit_code, run_program, stop_on_signals
+from processes import end, exit_code, run_program, stop_on_signals
 from record import UPSTREAM, Record, log_to
 from threads import fix_threads
 from verify import verify
@@ -224,4 +224,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from data import Grid, build_cache
 from files import InputError, read_json, written_whole
 from manifest import find_damage
 from predictions import curve_years
-from processes import exit_code, stop_on_signals
+from processes import end, exit_code, stop_on_signals
 from tables import ON_DISK, read_scans, refuse
 from threads import fix_threads
 
@@ -104,4 +104,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from files import InputError
 
@@ -94,6 +94,19 @@ def exit_code(run: Callable[[], object]) -> int:
         print(f"Failed: {why}. What is finished stays; mend this, and the same command goes on.", file=sys.stderr)
         return 1
     return 0
+
+
+def end(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    After a write that failed, at once: HDF5 would try it again as Python ends, and crash.
+    """
+    if code == 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_program(name: str, settings: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from files import InputError, read_json, write_json, written_whole
 from linear import RiskSets, Split, fit_link, risk_sets, split_rows
 from lock import hold
 from predictions import Predictor
-from processes import exit_code, stop_on_signals
+from processes import end, exit_code, stop_on_signals
 from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
 from threads import fix_threads
 
@@ -555,4 +555,4 @@ def settings_of(config: Config) -> Settings:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    sys.exit(main(sys.argv[1:]))
+    end(main(sys.argv[1:]))

@@ -120,6 +120,12 @@ def test_no_room_is_one_error_that_names_the_file(tmp_path, small_files, name):
     assert path.read_text() == "old" and os.listdir(tmp_path) == [name]
 
 
+def test_a_write_that_is_cut_short_is_that_error_too(tmp_path):
+    with pytest.raises(files.WriteError, match=r"a\.npy: can't be written: 4096 requested and 4032 written"):
+        with files.written_whole(tmp_path / "a.npy"):
+            raise OSError("4096 requested and 4032 written")
+
+
 def test_another_error_keeps_its_words(tmp_path):
     for error in (RuntimeError("no number"), FileNotFoundError(2, "none", "x")):
         with pytest.raises(type(error)) as found, files.naming(tmp_path):

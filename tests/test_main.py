@@ -177,7 +177,7 @@ def test_verify_writes_nothing(finished):
 
 
 def test_a_run_that_is_killed_twice_comes_to_the_same(finished, tmp_path):
-    """kill -9 after the first epoch, before its state is saved, and in stage 2; all results are bit-equal. tests/crash kills more often."""
+    """kill -9 after the first epoch, before its state is saved, and in stage 2: the results are bit-equal."""
     source, folder, expected = finished[1], tmp_path / "outputs", finished[2]
     for name in ("simulated", "cache"):
         subprocess.run(["cp", "-r", "--parents", name, str(tmp_path)], check=True, cwd=source)
