@@ -1,0 +1,264 @@
+"""Every reader of input against mutated real files: a JSON line each, with the cases by their outcome.
+
+    python benchmarks/fuzz.py --cases 10000 --seed 0
+
+An accepted file must hold what was not mutated, or at least nothing that is not finite; a refused one must raise
+InputError. Anything else is a bug: its traceback is printed and its file kept in the folder that is named.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from timing import HERE  # first: it sets the threads
+
+sys.path.insert(0, str(HERE))
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+import tables
+from config import Config, read_config
+from data import preprocess, read_image
+from files import InputError, read_json, write_json
+
+SHAPE = (16, 16, 16)
+TOKENS = (
+    *("NA", "", "nan", "inf", "-1", "1e400", "1e39", "2019-01-01", "2019", "43466", "1,5", "1.5", "0x10", "1_0", "yes"),
+    *(
+        "True",
+        "'",
+        '"',
+        ";",
+        "\t",
+        "\0",
+        "../x",
+        "<script>",
+        "\u0663",
+        "\u066b",
+        "9" * 40,
+        "\r",
+        "\n",
+        "\ufeff",
+        "Unnamed: 0",
+    ),
+)
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Flip bits, cut, repeat, overwrite or insert."""
+    found = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        at = int(rng.integers(0, max(1, min(len(found), 600 if rng.random() < 0.5 else len(found)))))
+        match int(rng.integers(0, 6)):
+            case 0 | 1 if found:
+                found[at] ^= 1 << int(rng.integers(0, 8))
+            case 2:
+                del found[at:]
+            case 3:
+                found[at : at + 8] = rng.bytes(8)
+            case 4:
+                found[at:at] = found[at : at + int(rng.integers(1, 200))]
+            case _:
+                found[at:at] = str(rng.choice(TOKENS)).encode()
+    return bytes(found)
+
+
+def mutate_cells(content: bytes, rng: np.random.Generator) -> bytes:
+    """Put a token into a cell, or change the dialect."""
+    if rng.random() < 0.4:
+        return mutate(content, rng)
+    rows = [line.split(",") for line in content.decode().splitlines()]
+    for _ in range(int(rng.integers(1, 4))):
+        row = rows[int(rng.integers(0, len(rows)))]
+        row[int(rng.integers(0, len(row)))] = str(rng.choice(TOKENS))
+    delimiter = str(rng.choice([",", ";", "\t"]))
+    end = str(rng.choice(["\n", "\r\n", "\r"]))
+    return end.join(delimiter.join(row) for row in rows).encode(str(rng.choice(["utf-8", "utf-8-sig", "utf-16"])))
+
+
+class Reader:
+    """One reader: a file, how it is mutated and read, and what must hold of what it accepts."""
+
+    def __init__(self, name: str, path: Path, read: Callable, check: Callable, change: Callable = mutate):
+        self.name, self.path, self.read, self.check, self.change = name, path, read, check, change
+        self.content = path.read_bytes()
+        self.good = read(path)
+
+    def run(self, cases: int, rng: np.random.Generator, kept: Path) -> Counter:
+        """Outcomes of so many mutations."""
+        counts: Counter = Counter()
+        for case in range(cases):
+            changed = self.change(self.content, rng)
+            self.path.write_bytes(changed)
+            outcome = attempt(lambda: self.check(self.read(self.path), self.good))
+            counts[outcome] += 1
+            if outcome == "bug":
+                kept.mkdir(parents=True, exist_ok=True)
+                (kept / f"{self.name.replace(' ', '-')}-{case}{self.path.suffix}").write_bytes(changed)
+        self.path.write_bytes(self.content)
+        return counts
+
+
+def attempt(do: Callable[[], object]) -> str:
+    """`accepted`, `refused`, or `bug`, whose traceback is printed."""
+    try:
+        with contextlib.redirect_stderr(None), np.errstate(all="ignore"):
+            do()
+    except InputError:
+        return "refused"
+    except SystemExit as error:
+        return "refused" if error.code == 2 else "accepted"
+    except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
+        traceback.print_exc(file=sys.stdout)
+        return "bug"
+    return "accepted"
+
+
+def check_table(found: pd.DataFrame, _: pd.DataFrame) -> None:
+    """Times are finite and in order, numbers finite, ids there."""
+    assert np.isfinite(found["visit_time"]).all() and (found["visit_time"] >= 0).all()
+    assert (found["subject"].str.strip() != "").all()
+    if "time" in found:
+        assert (found["visit_time"] < found["time"]).all() and (found["time"] <= 100).all()
+    numbers = found[tables.feature_columns(found)].to_numpy(float)
+    assert not np.isinf(numbers).any()
+
+
+def check_volume(found: np.ndarray, _: np.ndarray) -> None:
+    """Finite, z-scored, and 0 outside."""
+    assert np.isfinite(found).all() and found.shape == SHAPE
+    inside = found[found != 0].astype(float)
+    assert abs(inside.mean()) < 0.01 and abs(inside.std() - 1) < 0.01
+
+
+def check_json(found: dict, _: dict) -> None:
+    """An object without a number that is not finite."""
+    assert isinstance(found, dict)
+    json.dumps(found, allow_nan=False)
+
+
+def check_model(found: np.ndarray, good: np.ndarray) -> None:
+    """The predictions of the model that was saved."""
+    np.testing.assert_array_equal(found, good)
+
+
+def table_readers(folder: Path) -> list[Reader]:
+    """Cohort, features as CSV and Parquet, scans to predict."""
+    rng = np.random.default_rng(0)
+    rows = [(f"{n:03}", f"i{n}v{v}", v / 2, 5.25, n % 2, 60 + n / 3) for n in range(8) for v in range(3)]
+    table = pd.DataFrame(rows, columns=[*tables.ON_DISK.values(), "age"])
+    for name in table["imageid"]:
+        (folder / f"{name}.nii.gz").touch()
+    for number in range(4):
+        table[f"feature_{number + 1}"] = rng.normal(size=len(table))
+    table.to_csv(folder / "table.csv", index=False)
+    table.to_parquet(folder / "table.parquet", index=False, write_page_checksum=True)
+    csv, parquet = folder / "table.csv", folder / "table.parquet"
+    return [
+        Reader(
+            "cohort table", csv, lambda path: tables.read_cohort(path, mri_folder=folder), check_table, mutate_cells
+        ),
+        Reader("feature table", csv, tables.read_features, check_table, mutate_cells),
+        Reader("feature table, Parquet", parquet, tables.read_features, check_table),
+        Reader(
+            "table to predict", csv, lambda path: tables.read_scans(path, mri_folder=folder), check_table, mutate_cells
+        ),
+    ]
+
+
+def volume_readers(folder: Path) -> list[Reader]:
+    """A scan packed and not."""
+    rng = np.random.default_rng(0)
+    greys = rng.integers(0, 300, (18, 20, 17)).astype(np.int16)
+    greys[:3] = 0
+    content = nib.Nifti1Image(greys, np.diag([4.0, 4, 4, 1])).to_bytes()
+    (folder / "scan.nii").write_bytes(content)
+    (folder / "scan.nii.gz").write_bytes(gzip.compress(content))
+
+    def read(path: Path) -> np.ndarray:
+        return preprocess(read_image(path, 2**20), SHAPE)
+
+    def repacked(packed: bytes, rng: np.random.Generator) -> bytes:
+        return gzip.compress(mutate(gzip.decompress(packed), rng), 1) if rng.random() < 0.5 else mutate(packed, rng)
+
+    return [
+        Reader("NIfTI", folder / "scan.nii", read, check_volume),
+        Reader("NIfTI, packed", folder / "scan.nii.gz", read, check_volume, repacked),
+    ]
+
+
+def json_reader(folder: Path) -> Reader:
+    """A run's record or figures."""
+    path = folder / "metrics.json"
+    write_json(path, {"cnn": {"test": {"c_index": {"value": 0.7, "low": 0.6, "high": 0.8}, "auc": None}}, "n": [1, 2]})
+    return Reader("JSON", path, read_json, check_json)
+
+
+def model_readers(folder: Path) -> list[Reader]:
+    """Stage 2 as it is saved: its weights, and all else."""
+    import tlstm
+
+    table = tables.read_features(folder / "table.csv")
+    columns = tables.feature_columns(table)
+    held = np.arange(8) % 4 < 2
+    options = tlstm.Settings(num_seeds=1, epochs=2, hidden=4, components=(0,))
+    predictor, _ = tlstm.fit(table, held[None], columns, grid=(), settings=options)
+    tlstm.save(predictor, folder / "tlstm")
+
+    def read(_: Path) -> np.ndarray:
+        return tlstm.load(folder / "tlstm").predict(table, years=[1.0, 2.0])["log_hazard"].to_numpy()
+
+    return [Reader(f"saved {name}", folder / "tlstm" / name, read, check_model) for name in ("model.json", "model.pt")]
+
+
+def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
+    """Command lines: a setting there is, or nearly, with a value of any kind."""
+    names, counts = [*Config.model_fields, "EPOCH", "", "seed"], Counter[str]()
+    values = (*TOKENS, "0", "1", "0.5", "1e-3", "[1,2]", "{}", "48,56,48", "cox", "none", "on", "[" * 500)
+    for _ in range(cases):
+        arguments = [f"--{rng.choice(names)}={rng.choice(values)}" for _ in range(int(rng.integers(1, 4)))]
+        with contextlib.redirect_stdout(open(os.devnull, "w")):
+            counts[attempt(lambda given=arguments: read_config(given))] += 1
+    return counts
+
+
+def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
+    """All readers, the cases shared among them; returns the counts by reader and outcome."""
+    logging.disable(logging.WARNING)
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        readers = [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
+        share = -(-cases // (len(readers) + 1))
+        found = {reader.name: reader.run(share, rng, kept) for reader in readers}
+    logging.disable(logging.NOTSET)
+    return found | {"settings": fuzz_settings(share, rng)}
+
+
+def main() -> int:
+    """Print a line for each reader; 1 if there is a bug."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("fuzz-bugs"))
+    options = parser.parse_args()
+    found = run(options.cases, options.seed, options.keep)
+    for name, counts in found.items():
+        outcomes = {outcome: counts[outcome] for outcome in ("accepted", "refused", "bug")}
+        print(json.dumps({"name": name, "seed": options.seed, "cases": counts.total()} | outcomes), flush=True)
+    return int(any(counts["bug"] for counts in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
