@@ -22,6 +22,7 @@ FULL_OR_LOCKED = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),  # full, or broken
     *(errno.EROFS, errno.EACCES, errno.EPERM),  # read-only
 }
+CUT_SHORT = re.compile(r"\d+ requested and \d+ written")  # NumPy's words, without a number, for a full disk
 
 
 class InputError(ValueError):
@@ -76,7 +77,7 @@ def naming(path: str | Path) -> Iterator[None]:
         number = getattr(error, "errno", None) or (int(told[1]) if told else None)
         if number in FULL_OR_LOCKED:
             raise WriteError(f"{path}: can't be written: {os.strerror(number)}") from error
-        if isinstance(error, OSError) and number is None:  # NumPy, of a write that was cut short
+        if CUT_SHORT.fullmatch(str(error)):
             raise WriteError(f"{path}: can't be written: {error}") from error
         raise
 

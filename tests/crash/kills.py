@@ -24,7 +24,7 @@ def kill_at(folder, arguments, moment):
         seen |= set(temporaries(folder)) - old
     killed = process.poll() is None
     process.kill()
-    process.communicate()
+    process.wait()  # not for its output's end: idle workers of joblib hold it for minutes
     return {"killed": killed, "done": stages_done(folder), "inside": temporaries(folder)}
 
 
