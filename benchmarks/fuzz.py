@@ -228,7 +228,7 @@ def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
     values = (*TOKENS, "0", "1", "0.5", "1e-3", "[1,2]", "{}", "48,56,48", "cox", "none", "on", "[" * 500)
     for _ in range(cases):
         arguments = [f"--{rng.choice(names)}={rng.choice(values)}" for _ in range(int(rng.integers(1, 4)))]
-        with contextlib.redirect_stdout(open(os.devnull, "w")):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             counts[attempt(lambda given=arguments: read_config(given))] += 1
     return counts
 
