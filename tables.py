@@ -30,6 +30,7 @@ PARTS = ("train", "val", "test")
 TEXT = ("subjectid", "imageid", "nifti_path", "convert_status")  # read as it is written
 STATES = {"true": 1.0, "false": 0.0}  # what a table of another program may say for 1 and 0
 LONGEST = 100.0  # years that a subject may be followed: a calendar year or the number of a day is none
+HUGE = r"[eE][+-]?\d{4,}"
 LARGEST = float(np.finfo(np.float32).max)  # of a feature
 NUMBER = r"\s*[<>~]?[+-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%?\s*"  # what its writer meant as a number
 MOST_NAMED = 1000  # bad rows named in one message; the others are counted
@@ -218,6 +219,13 @@ def _checked(
     return table.drop(columns=text)
 
 
+def _numbers(column: pd.Series) -> pd.Series:
+    """A column in floats; NaN where there is no number."""
+    if column.dtype == object:  # pandas 2.3 reads beyond its memory at an exponent of many digits
+        column = column.where(~column.astype(str).str.contains(HUGE))
+    return pd.to_numeric(column, errors="coerce").astype(float)
+
+
 def _bad_ids(table: pd.DataFrame) -> list[str]:
     """Make ids text without blanks around it, in place; the rows without one."""
     problems = []
@@ -231,7 +239,7 @@ def _bad_times(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
     """Make times and states numbers, in place; the rows where that fails."""
     problems = []
     for name in table.columns.intersection(["visit_time", "time", "event"], sort=False):
-        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        values = _numbers(table[name])
         if name == "event":
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
             problems += _rows(table, ~values.isin([0, 1]), "convert_status: expected 0 or 1", shown=name)
@@ -268,7 +276,7 @@ def _bad_numbers(table: pd.DataFrame) -> list[str]:
     """Make the other columns numbers, in place, but for text; the rows with a number misspelt or too large."""
     problems = []
     for name in table.columns.difference([*OURS], sort=False):
-        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        values = _numbers(table[name])
         misspelt = values.isna() & table[name].notna()
         meant = table.loc[misspelt, name].astype(str).str.fullmatch(NUMBER)
         if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:

@@ -88,6 +88,7 @@ def test_ids_stay_text(write):
         ("a,a2,6,24,1", 'a,a2,"6,5",24,1', "row 3: visit_time: expected a number >= 0, received '6,5'"),
         ("a,a2,6,24,1", "a,a2,6,24", "row 3: expected 6 fields, received 5"),
         ("a,a2,6,24,1", "a,a2,6,5,24,1", "row 3: expected 6 fields, received 7"),  # an empty last one is one too
+        ("24,1,65", "24,1,0.78e3900613295", "row 4: age: expected a number or nothing, received '0.78e3900613295'"),
         ("24,1,65", "24,1,1e39", "row 4: age: expected a number or nothing, received 1e+39"),
         ("24,1,65", '24,1,"65,5"', "row 4: age: expected a number or nothing, received '65,5'"),
         ("a,a2,6,24,1", "a,zz,6,24,1", "row 3: expected a file, found none at"),
