@@ -175,7 +175,7 @@ def _from_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             content = file.read().replace_schema_metadata(None)
-        content.validate(full=True)  # a damaged file's lengths would be believed until memory is read beyond them
+        content.validate(full=True)  # lengths and offsets, which pyarrow takes as the file says
         for at, field in enumerate(content.schema):
             column = content.column(at)
             if not any(is_(field.type) for is_ in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
