@@ -243,6 +243,12 @@ class Config(BaseSettings):
             raise ValueError("BATCH_SIZE: expected 2 or more with NORM=batch, whose statistics of 1 volume are none")
         return self
 
+    @model_validator(mode="after")
+    def _one_network_on_many_machines(self) -> Self:
+        if self.DISTRIBUTE == "multi_worker" and (self.FOLDS or self.CROSS_FIT):
+            raise ValueError("DISTRIBUTE: expected none or mirrored with FOLDS or CROSS_FIT, received multi_worker")
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,

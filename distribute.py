@@ -3,7 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,12 +73,29 @@ class Workers:
         if self.number == 1:
             return message
         size = int(self._of_first(np.array([len(message)], np.int32))[0])
-        words = np.frombuffer(message.ljust(size + -size % 4, b"\0")[: size + -size % 4], np.int32)
+        room = 4 * (size // 4 + 1)  # bytes, in whole words; never 0, at which TensorFlow's sum crashes
+        words = np.frombuffer(message.ljust(room, b"\0")[:room], np.int32)
         return self._of_first(words).tobytes()[:size]
 
     def any(self, asked: bool) -> bool:
         """Whether this is so for any worker; every worker must call it at the same place."""
         return asked if self.number == 1 else bool(self._sum(np.array([asked], np.int32))[0])
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within this, that another worker is gone is an error of its own.
+
+        Raises:
+            ConnectionError: another worker has stopped, or can't be reached.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self.number == 1:
+                raise
+            raise ConnectionError(
+                f"another worker has stopped, or can't be reached ({type(error).__name__})"
+            ) from error
 
     def _of_first(self, values: np.ndarray) -> np.ndarray:
         return self._sum(values if self.is_first else np.zeros_like(values))
@@ -104,6 +123,7 @@ def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int =
     """
     if distribute == "none":
         return Workers()
+    tf.get_logger().setLevel(logging.WARNING)  # else it tells of every sum over the devices
     resolver = _resolver() if distribute == "multi_worker" else None
     hosts = resolver.cluster_spec().job_tasks("worker") if resolver else []  # shares a machine's GPUs out, under Slurm
     gpus = tf.config.list_physical_devices("GPU")
@@ -141,8 +161,9 @@ def _resolver() -> Any:
             ) from error
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if SLURM in os.environ:
+        gpus = None if shutil.which("nvidia-smi") else 0  # None: it asks that program
         try:
-            return tf.distribute.cluster_resolver.SlurmClusterResolver()
+            return tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=gpus)
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"Slurm's variables: expected those of a step that srun started: {error}") from error
     raise InputError(

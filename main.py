@@ -1,5 +1,6 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
+import json
 import logging
 import os
 import sys
@@ -48,8 +49,12 @@ class Pipeline:
         """
         folds.check(self.config)
         Record(self.config).refuse_changes()
+        self.threads = fix_threads(self.folder)
+        self.workers = self._join() if self.config.DISTRIBUTE == "multi_worker" else None
+        if self.workers and not self.workers.is_first:
+            self.help_to_train(self.workers)
+            return
         with hold(self.folder):
-            self.threads = fix_threads(self.folder)
             self.run_stages()
 
     def run_stages(self) -> None:
@@ -65,6 +70,7 @@ class Pipeline:
         self.record = Record(self.config, self.inputs.digest(), self.inputs.cache.source, self.threads)
         self.record.refuse_changes()
         self._write_splits()
+        self._call_workers()
         for stage, do in (
             ("cnn", self.train),
             ("features", self.extract),
@@ -77,6 +83,27 @@ class Pipeline:
             self._require_above("report")
             self.report()
             self.record.finish("report")
+
+    def help_to_train(self, workers) -> None:
+        """What another worker than the first does: it trains with it, and writes nothing but its cache.
+
+        Raises:
+            InputError: its settings or its input are not those of the first.
+        """
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        with workers.together():
+            wanted = json.loads(workers.tell(b""))
+        if not wanted:
+            logger.info("stage 1 is done already, with the same settings and input")
+            return
+        self.inputs = read_inputs(self.config)
+        own = Record(self.config, self.inputs.digest()).needs("cnn")
+        if differing := sorted(name for name in own | wanted if own.get(name) != wanted.get(name)):
+            raise InputError(
+                f"This worker's settings or input are not the first one's: {', '.join(differing)}. Give every worker "
+                "the same command and the same files."
+            )
+        self._train_network(np.full(len(self.inputs.parts["train"]), True), self.folder / "cnn")
 
     def cross_validate(self) -> None:
         """The whole pipeline in each fold of the subjects, and the figures of all held-out subjects."""
@@ -149,6 +176,21 @@ class Pipeline:
             why = "; ".join(self.record.changes(above)) or "it was never finished"
             raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings ({why}). Add it to STAGES.")
 
+    def _join(self):
+        """The devices and workers that train stage 1."""
+        from backend import start_tensorflow
+        from distribute import join
+
+        start_tensorflow(threads=self.threads, seed=self.config.SEED)
+        return join(self.config.DISTRIBUTE, self.config.DEVICES)
+
+    def _call_workers(self) -> None:
+        """Tell the other workers what stage 1 is to be trained with, or that it is done."""
+        if self.workers:
+            wanted = "cnn" in self.config.STAGES and not self.record.is_done("cnn")
+            with self.workers.together():
+                self.workers.tell(json.dumps(self.record.needs("cnn") if wanted else {}).encode())
+
     def _build_model(self, precision: str = "float32"):
         from backend import start_tensorflow
         from model import build_model
@@ -175,13 +217,17 @@ class Pipeline:
         """Train a network on some rows (N,) bool of the training part; the folder keeps it."""
         import train
 
+        workers = self.workers or self._join()
+        with workers.strategy.scope():
+            model = self._build_model(self.config.PRECISION)
         entries = [entry for entry, chosen in zip(self.inputs.entries("train"), rows, strict=True) if chosen]
         parts = {
             "train": train.Part.of(self.inputs.parts["train"][rows], entries),
             "val": train.Part.of(self.inputs.parts["val"], self.inputs.entries("val")),
         }
         options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
-        train.train(self._build_model(self.config.PRECISION), parts, train.Options(**options), folder)
+        saving = {"workers": workers, "save_seconds": self.config.SAVE_SECONDS}
+        train.train(model, parts, train.Options(**options), folder, **saving)
 
     def _features(self, model, name: str) -> pd.DataFrame:
         """The feature table of a part."""

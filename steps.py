@@ -201,14 +201,19 @@ class Steps:
         flat = strategy.run(lambda: tf.concat([tf.reshape(gradient, [-1]) for gradient in self.gradients], 0))
         parts = tf.split(strategy.reduce(tf.distribute.ReduceOp.SUM, flat, axis=None), self.sizes)
         total = [tf.reshape(part, weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
-        limit = self.options.clip_norm * self._scale()  # what accumulated is scaled; the optimiser divides
+        limit = self.options.clip_norm * tf.cast(
+            self._scale(), total[0].dtype
+        )  # what accumulated is scaled; the optimiser divides
         clipped, _ = tf.clip_by_global_norm(total, limit)
-        shares = [gradient / self.workers.devices for gradient in clipped]  # the optimiser adds up the devices'
-        strategy.run(lambda shares: self.optimizer.apply(shares, self.model.trainable_variables), args=(shares,))
+        strategy.run(self._descend, args=(clipped,))
         for gradient in self.gradients:
             gradient.assign(tf.zeros(gradient.shape, gradient.dtype))
         for average, weight in zip(self.averages, self.weights, strict=bool(self.averages)):
             average.assign(self.options.ema * average + (1 - self.options.ema) * weight)
+
+    def _descend(self, gradients):
+        shares = [gradient / self.workers.devices for gradient in gradients]  # the optimiser adds up the devices'
+        self.optimizer.apply(shares, self.model.trainable_variables)
 
     def _log_hazard(self, volumes, first, rows):
         """(B,) in training; the same for a row whenever it is done in one epoch."""

@@ -23,14 +23,12 @@ import tensorflow as tf
 from callbacks import BestWeights, History, Progress, ValidationConcordance
 from distribute import Workers
 from files import InputError, written_whole
-from model import feature_model
+from model import feature_model, load_weights
 from processes import asked, finishing
 from steps import Options, Steps
 from tables import time_left
 
 logger = logging.getLogger(__name__)
-
-LOST = "Another worker, or the way to it, is gone; the same command on every machine goes on from the last saved step"
 
 
 @dataclass(frozen=True)
@@ -87,19 +85,15 @@ def train(
     Raises:
         InputError: a part or RISK_SET has too few events to learn or to choose from, the loss is not finite (names the
             scans), or the backup belongs to other options.
-        OSError: the folder can't be written, or another worker is gone.
+        OSError: the folder can't be written, or another worker has stopped.
         KeyboardInterrupt: asked to stop; the state of the last step is saved.
     """
     workers = workers or Workers()
     _check(parts, options, workers.devices)
-    try:
+    with workers.together():
         Training(model, parts, options, folder, workers, save_seconds).run()
-    except tf.errors.OpError as error:
-        if workers.number == 1:
-            raise
-        raise ConnectionError(f"{LOST}: {error.message.splitlines()[0]}") from error
     if workers.is_first:
-        model.load_weights(folder / "best.weights.h5")
+        load_weights(model, folder / "best.weights.h5")
 
 
 @dataclass
@@ -171,7 +165,7 @@ class Training:
                 done.seconds = time.monotonic() - began
                 self.callbacks.on_train_batch_end(step, {"loss": loss})
                 self._save_if_due()
-        logs = {"loss": float(np.mean(done.losses)), "learning_rate": float(steps.optimizer.learning_rate)}
+        logs = {"loss": float(np.mean(done.losses)), "learning_rate": float(steps.optimizer.learning_rate.numpy())}
         if steps.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
             logs["skipped_steps"] = self.num_steps - (self._applied() - done.applied)
         return logs | {"seconds": round(done.seconds, 1)}
@@ -262,7 +256,7 @@ class Training:
             return
         self.load(content)
         optimizer = self.steps.optimizer
-        rate = float(optimizer.learning_rate)
+        rate = float(optimizer.learning_rate.numpy())
         self.chosen.replaying = True
         for epoch, row in enumerate(self.done.rows):
             logs = {name: value for name, value in row.items() if name != "epoch"}
@@ -285,7 +279,7 @@ class Training:
         return draw_risk_sets(self.parts["train"], self.options.risk_set, rng, smallest=2 * self.workers.devices)
 
     def _applied(self) -> int:
-        return int(self.steps.optimizer.iterations)
+        return int(self.steps.optimizer.iterations.numpy())
 
     def _set_rate(self, step: int) -> None:
         """The learning rate of this step: warm-up, then the cosine, or what the plateau's callback left."""

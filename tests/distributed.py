@@ -1,0 +1,66 @@
+"""A small training by several devices or workers, as a program: `python tests/distributed.py DISTRIBUTE FOLDER [KILL]`.
+
+`mirrored` makes 2 devices of the processor. With KILL this worker kills itself at that step. Writes the weights, and
+how often each part of a step was compiled, beside the training's folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import tensorflow as tf
+from test_train import SHAPE, part_of
+
+import processes
+import train
+from distribute import join
+from model import build_model
+from steps import Steps
+
+
+def run(distribute, folder, kill):
+    if distribute == "mirrored":
+        (processor,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+    workers = join(distribute)
+    volumes = folder / f"volumes-{distribute}-{workers.index}"
+    volumes.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    parts = {"train": part_of(volumes, 20, rng)[1], "val": part_of(volumes, 12, rng, "v")[1]}
+    options = train.Options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
+    with workers.strategy.scope():
+        model = build_model(SHAPE, width=4, norm="group", dropout=0.3, precision="float64", seed=1)
+    taken = watch(kill)
+    train.train(model, parts, options, folder / distribute, workers=workers, save_seconds=0.0)
+    if workers.is_first:
+        np.savez(folder / f"{distribute}.npz", *model.get_weights())
+        parts_of_a_step = {name: getattr(taken[0], name) for name in ("whole", "forward", "slope", "backward", "apply")}
+        traces = {name: part.experimental_get_tracing_count() for name, part in parts_of_a_step.items()}
+        (folder / f"{distribute}.json").write_text(json.dumps(traces))
+
+
+def watch(kill):
+    """The object of each step that will be taken; at the step `kill` the process is killed."""
+    step, taken = Steps.step, []
+
+    def stepped(self, *args):
+        taken.append(self)
+        if len(taken) == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args)
+
+    Steps.step = stepped
+    return taken
+
+
+if __name__ == "__main__":
+    kind, where, *rest = sys.argv[1:]
+    processes.stop_on_signals()
+    sys.exit(processes.exit_code(lambda: run(kind, Path(where), int(rest[0]) if rest else 0)))

@@ -1,0 +1,166 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from distribute import Workers, join
+from files import InputError
+
+HERE = Path(__file__).resolve().parent
+
+
+def free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("localhost", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start(distribute, folder, *, kill="", **variables):
+    command = [sys.executable, HERE / "distributed.py", distribute, folder, *([str(kill)] if kill else [])]
+    return subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
+
+
+def start_workers(folder, kills=("", "")):
+    hosts = [f"localhost:{port}" for port in free_ports(2)]
+    tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [
+        start("multi_worker", folder, kill=kill, TF_CONFIG=json.dumps(task))
+        for task, kill in zip(tasks, kills, strict=True)
+    ]
+
+
+def finish(*running):
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+
+
+def weights(folder, distribute):
+    with np.load(folder / f"{distribute}.npz") as found:
+        return [found[name] for name in found.files]
+
+
+def history(folder, distribute):
+    return pd.read_csv(folder / distribute / "history.csv").drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the same training was done by one device, by two, and by two workers."""
+    folder = tmp_path_factory.mktemp("distributed")
+    finish(start("none", folder), start("mirrored", folder), *start_workers(folder))
+    return folder
+
+
+@pytest.mark.parametrize("distribute", ["mirrored", "multi_worker"])
+def test_several_devices_train_as_one_does(folder, distribute):
+    """Group normalisation, dropout, augmentation and averages: the same network but for rounding."""
+    for one, several in zip(weights(folder, "none"), weights(folder, distribute), strict=True):
+        np.testing.assert_allclose(several, one, atol=1e-6)
+    pd.testing.assert_frame_equal(history(folder, distribute), history(folder, "none"), atol=1e-5)
+
+
+@pytest.mark.parametrize("distribute", ["mirrored", "multi_worker"])
+def test_a_step_is_compiled_once(folder, distribute):
+    traces = json.loads((folder / f"{distribute}.json").read_text())
+    assert traces == dict.fromkeys(("whole", "forward", "slope", "backward", "apply"), 1)
+
+
+def test_only_the_first_worker_writes(folder):
+    written = {path.name for path in (folder / "multi_worker").rglob("*") if path.is_file()}
+    assert written == {"best.weights.h5", "history.csv", "state.npz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_worker_dies_the_other_says_so_and_the_same_command_goes_on(folder, tmp_path, dies):
+    kills = ["", ""]
+    kills[dies] = 5
+    running = start_workers(tmp_path, kills)
+    assert running[dies].wait(300) == -signal.SIGKILL
+    began = time.monotonic()
+    _, said = running[1 - dies].communicate(timeout=90)
+    assert time.monotonic() - began < 60
+    assert running[1 - dies].returncode == 1
+    assert "another worker has stopped, or can't be reached" in said and "Traceback" not in said
+    finish(*start_workers(tmp_path))
+    for whole, resumed in zip(weights(folder, "multi_worker"), weights(tmp_path, "multi_worker"), strict=True):
+        np.testing.assert_array_equal(resumed, whole)
+    pd.testing.assert_frame_equal(history(tmp_path, "multi_worker"), history(folder, "multi_worker"), check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
+    running = start_workers(tmp_path)
+    while not (tmp_path / "multi_worker" / "backup" / "state.npz").exists():
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=90)[1] for process in running]
+    assert [process.returncode for process in running] == [143, 143], said
+    finish(*start_workers(tmp_path))
+
+
+def test_one_process_alone_hears_itself():
+    workers = Workers()
+    assert workers.devices == workers.number == 1 and workers.is_first
+    assert workers.tell(b"so") == b"so" and workers.any(True) and not workers.any(False)
+
+
+@pytest.mark.parametrize("devices", [0, 4])
+def test_fewer_devices_than_asked_are_refused(devices):
+    with pytest.raises(InputError, match=rf"DISTRIBUTE: expected {max(2, devices)} or more devices .* received 1"):
+        join("mirrored", devices)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{",
+        "[]",
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}}',
+    ],
+)
+def test_a_wrong_cluster_is_refused(monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(InputError, match=r"TF_CONFIG: expected .*worker"):
+        join("multi_worker")
+
+
+def test_no_cluster_is_refused(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    with pytest.raises(InputError, match="expected TF_CONFIG or the variables of a step"):
+        join("multi_worker")
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch):
+    host = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(host))
+    with pytest.raises(InputError, match="expected 4 or more devices on this machine, received 0 GPUs"):
+        join("multi_worker", devices=4)
+
+
+def test_slurm_names_the_workers(monkeypatch):
+    from distribute import _resolver
+
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    step = {"PROCID": "1", "STEP_NUM_TASKS": "2", "STEP_NODELIST": "node[07-08]", "STEP_TASKS_PER_NODE": "1(x2)"}
+    for name, value in step.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    resolver = _resolver()
+    assert resolver.cluster_spec().job_tasks("worker") == ["node07:8888", "node08:8888"]
+    assert (resolver.task_type, resolver.task_id) == ("worker", 1)
