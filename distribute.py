@@ -161,9 +161,11 @@ def _resolver() -> Any:
             ) from error
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if SLURM in os.environ:
-        gpus = None if shutil.which("nvidia-smi") else 0  # None: it asks that program
         try:
-            return tf.distribute.cluster_resolver.SlurmClusterResolver(gpus_per_node=gpus)
+            if shutil.which("nvidia-smi"):  # which the resolver asks for a machine's GPUs, to share them out
+                return tf.distribute.cluster_resolver.SlurmClusterResolver()
+            processors = {"gpus_per_node": int(os.environ[SLURM]), "gpus_per_task": 1, "auto_set_gpu": False}
+            return tf.distribute.cluster_resolver.SlurmClusterResolver(**processors)
         except (RuntimeError, ValueError, KeyError) as error:
             raise InputError(f"Slurm's variables: expected those of a step that srun started: {error}") from error
     raise InputError(
