@@ -24,7 +24,9 @@ def kill_at(folder, arguments, moment):
         seen |= set(temporaries(folder)) - old
     killed = process.poll() is None
     process.kill()
-    process.wait()  # not for its output's end: idle workers of joblib hold it for minutes
+    process.wait()
+    process.stdout.close()  # not to its end: idle workers of joblib hold it for minutes
+    process.stderr.close()
     return {"killed": killed, "done": stages_done(folder), "inside": temporaries(folder)}
 
 
