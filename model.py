@@ -93,7 +93,8 @@ def segments(model: keras.Model) -> list[Callable]:
         between them is kept for the gradient; what is within a stage is computed once more.
     """
     ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *STAGES)), model.output]
-    return [_recomputed(keras.Model(begin, end)) for begin, end in pairwise(ends)]
+    *stages, head = (keras.Model(begin, end) for begin, end in pairwise(ends))
+    return [*map(_recomputed, stages), head]  # computed again, the head's dropout would leave out others
 
 
 def _recomputed(piece: keras.Model) -> Callable:

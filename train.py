@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from model import feature_model, load_weights
 from processes import asked, finishing
 from steps import Options, Steps
 from tables import time_left
+
+H5_OVERHEAD = 2**20  # bytes, at most, of a file of weights beside the weights
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ def train(
     """
     workers = workers or Workers()
     _check(parts, options, workers.devices)
-    with workers.together():
+    with workers.together(), finishing():
         Training(model, parts, options, folder, workers, save_seconds).run()
     if workers.is_first:
         load_weights(model, folder / "best.weights.h5")
@@ -150,21 +153,20 @@ class Training:
         batches = [micro for rows in sets for micro in steps.passes(steps.split(rows))]
         feed = iter(self.workers.feed(part.entries, self.model.input_shape[1:4], batches)) if sets else iter(())
         began = time.monotonic() - done.seconds
-        with finishing():
-            for step, rows in enumerate(sets, start=len(done.losses)):
-                self.callbacks.on_train_batch_begin(step)
-                self._set_rate(epoch * self.num_steps + step)
-                loss = steps.step(rows, feed, epoch)
-                if not math.isfinite(loss):
-                    raise InputError(
-                        f"epoch {epoch + 1}, step {step + 1}: the loss is {loss} on the scans "
-                        f"{', '.join(part.scan[rows])}. Lower LEARNING_RATE, or look at these scans; "
-                        "the best weights so far are kept."
-                    )
-                done.losses.append(loss)
-                done.seconds = time.monotonic() - began
-                self.callbacks.on_train_batch_end(step, {"loss": loss})
-                self._save_if_due()
+        for step, rows in enumerate(sets, start=len(done.losses)):
+            self.callbacks.on_train_batch_begin(step)
+            self._set_rate(epoch * self.num_steps + step)
+            loss = steps.step(rows, feed, epoch)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"epoch {epoch + 1}, step {step + 1}: the loss is {loss} on the scans "
+                    f"{', '.join(part.scan[rows])}. Lower LEARNING_RATE, or look at these scans; "
+                    "the best weights so far are kept."
+                )
+            done.losses.append(loss)
+            done.seconds = time.monotonic() - began
+            self.callbacks.on_train_batch_end(step, {"loss": loss})
+            self._save_if_due()
         logs = {"loss": float(np.mean(done.losses)), "learning_rate": float(steps.optimizer.learning_rate.numpy())}
         if steps.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
             logs["skipped_steps"] = self.num_steps - (self._applied() - done.applied)
@@ -179,6 +181,9 @@ class Training:
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""
+        size = sum(variable.value.dtype.size * math.prod(variable.shape) for variable in self.model.variables)
+        with open(path, "wb") as file:  # HDF5 crashes the process on a full disk: ask for the room before it does
+            os.posix_fallocate(file.fileno(), 0, size + H5_OVERHEAD)
         self.steps.exchange_averages()
         self.model.save_weights(path)
         self.steps.exchange_averages()

@@ -133,6 +133,21 @@ def test_both_passes_drop_and_normalise_alike(parts):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_what_is_computed_again_changes_no_gradient(parts, batch_size):
+    """With dropout and batch normalisation, and normalisation's statistics are taken over once."""
+    rows = train.draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
+    found = []
+    for recompute in (False, True):
+        model = build(dropout=0.5, precision="float64")
+        steps = steps_of(parts, model, batch_size=batch_size, recompute=recompute)
+        steps.apply = lambda: None
+        take_step(steps, parts["train"], rows)
+        found.append([*(total.numpy() for total in steps.gradients), *(variable.numpy() for variable in steps.state)])
+    for kept, again in zip(*found, strict=True):
+        np.testing.assert_allclose(again, kept, rtol=1e-9, atol=1e-12)
+
+
 def plain_step(parts, *, batch_size, precision, scale=1.0):
     """By how much one step of plain gradient descent lowers each weight."""
     model = build(precision=precision)
