@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,7 +133,9 @@ def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int =
     if resolver:
         _expect(len(gpus), devices, "GPUs")
         logger.info("worker %d of %s: waiting for the others", resolver.task_id, ", ".join(hosts))
-        return Workers(tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver))
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # again: TensorFlow has put its own there
+        return Workers(strategy)
     there = tf.config.list_logical_devices("GPU" if gpus else "CPU")
     _expect(len(there), max(2, devices), "GPUs" if gpus else "devices, without a GPU")
     return Workers(tf.distribute.MirroredStrategy([device.name for device in there]))
