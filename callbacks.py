@@ -111,5 +111,10 @@ class Progress(keras.callbacks.Callback):
         if self.bar is not None and logs:
             words = f"loss {logs['loss']:.4f}, val loss {logs['val_loss']:.4f}, val C {logs['val_c_index']:.3f}"
             self.bar.set_postfix_str(words)
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands; what is printed next has a line of its own."""
+        if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -12,6 +12,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,9 @@ def train(
     """
     workers = workers or Workers()
     _check(parts, options, workers.devices)
-    with workers.together(), finishing():
-        Training(model, parts, options, folder, workers, save_seconds).run()
+    training = Training(model, parts, options, folder, workers, save_seconds)
+    with workers.together(), finishing(), closing(training.progress):
+        training.run()
     if workers.is_first:
         load_weights(model, folder / "best.weights.h5")
 
@@ -128,10 +130,10 @@ class Training:
         self.done = Progressed()
         self.num_steps = len(self._risk_sets(0))
         model.compile(optimizer=self.steps.optimizer)  # for Keras' callbacks
+        self._set_callbacks()
 
     def run(self) -> None:
         """Every epoch that is not done yet."""
-        self._set_callbacks()
         self.callbacks.on_train_begin()
         self._resume()
         for epoch in range(len(self.done.rows), self.options.epochs):
@@ -181,7 +183,7 @@ class Training:
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""
-        size = sum(variable.value.dtype.size * math.prod(variable.shape) for variable in self.model.variables)
+        size = sum(variable.numpy().nbytes for variable in self.steps.variables())  # Keras writes the optimiser's too
         with open(path, "wb") as file:  # HDF5 crashes the process on a full disk: ask for the room before it does
             os.posix_fallocate(file.fileno(), 0, size + H5_OVERHEAD)
         self.steps.exchange_averages()
