@@ -216,14 +216,16 @@ def make_dataset(entries: Sequence[Path], shape: tuple[int, int, int], batches: 
     """
     import tensorflow as tf
 
-    def load(rows):
-        volumes = tf.numpy_function(
-            lambda rows: load_volumes([entries[row] for row in rows]), [rows], tf.float32, stateful=False
+    def read(rows):
+        return tf.numpy_function(
+            lambda rows: np.stack([np.load(entries[row]) for row in rows]), [rows], CACHED, stateful=False
         )
-        return tf.ensure_shape(volumes, (None, *shape, 1))
+
+    def widen(volumes):  # by TensorFlow: NumPy takes four times as long
+        return tf.ensure_shape(tf.cast(volumes, tf.float32)[..., None], (None, *shape, 1))
 
     dataset = tf.data.Dataset.from_tensor_slices(tf.ragged.constant([list(map(int, rows)) for rows in batches]))
-    return dataset.map(load).prefetch(2)
+    return dataset.map(read).prefetch(2).map(widen)
 
 
 def _store(

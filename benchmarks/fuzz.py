@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from timing import HERE  # first: it sets the threads
@@ -229,7 +230,7 @@ def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
     for _ in range(cases):
         arguments = [f"--{rng.choice(names)}={rng.choice(values)}" for _ in range(int(rng.integers(1, 4)))]
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            counts[attempt(lambda given=arguments: read_config(given))] += 1
+            counts[attempt(partial(read_config, arguments))] += 1
     return counts
 
 
