@@ -2,9 +2,7 @@
 
 import logging
 import shutil
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -16,6 +14,7 @@ from evaluation import read_predictions
 from files import safe_name
 from histories import HistoryExplanation, Stage1, explain_history
 from inputs import Inputs
+from nifti import open_scan
 from regions import Regions, make_parcels, read_atlas
 
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
@@ -93,13 +92,13 @@ class Explanations:
         found["metrics"]["history"] = history["metrics"]
         folder, title = self.folder / "explain" / safe_name(scan["scan"]), f"{scan['scan']}, {why}"
         timelines.save_history(folder, history, title=title)
-        image: Any = nib.load(scan["nifti_path"])
+        native = open_scan(scan["nifti_path"], config.MAX_VOXELS)
         pictures.save_explanation(
             folder,
             dict(found),
             affine=grid.affine,
-            shape_native=image.shape,
-            affine_native=image.affine,
+            shape_native=native.shape,
+            affine_native=native.affine,
             title=title,
         )
 

@@ -125,6 +125,8 @@ def remove_temporaries(folder: str | Path) -> int:
 def _is_being_written(part: Path) -> bool:
     """Whether the process that a temporary is named after may still write it."""
     pid, _, rest = part.name.removeprefix(TEMPORARY).partition("-")
+    if not pid.isdigit():
+        return True  # by whom, it does not say: it is none of ours
     if not rest.startswith(f"{HOST}-"):
         return time.time() - part.stat().st_mtime < DAY
     return int(pid) != os.getpid() and is_alive(int(pid))

@@ -61,8 +61,8 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "record": {"config", "data", "manifest", "tables"},
     "inputs": {"config", "data", "record", "simulate", "tables"},
     "explanations": {
-        *("config", "data", "evaluation", "explain", "gradients", "histories", "inputs", "pictures", "regions"),
-        *("tables", "timelines", "tlstm"),
+        *("config", "data", "evaluation", "explain", "gradients", "histories", "inputs", "nifti", "pictures"),
+        *("regions", "tables", "timelines", "tlstm"),
     },
     "folds": {"config", "evaluation", "linear", "predictions", "tables"},
     "predict": {
