@@ -28,7 +28,7 @@ def free_ports(number):
 
 
 def start(distribute, folder, *, kill="", **variables):
-    command = [sys.executable, HERE / "distributed.py", distribute, folder, *([str(kill)] if kill else [])]
+    command = [sys.executable, HERE / "train_together.py", distribute, folder, *([str(kill)] if kill else [])]
     return subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
 
 

@@ -456,6 +456,11 @@ def bad_tables(table):
     }
 
 
+def seen(folder):
+    """Names of what lies in a run's folder, but for its lock."""
+    return [path.name for path in folder.rglob("*") if path.name not in (".lock", ".run.json")]
+
+
 @pytest.mark.parametrize("number", range(5))
 def test_a_bad_table_is_one_message_and_overwrites_nothing(rng, tmp_path, capsys, number):
     what, bad = list(bad_tables(random_table(rng, num_subjects=40)).items())[number]
@@ -464,7 +469,7 @@ def test_a_bad_table_is_one_message_and_overwrites_nothing(rng, tmp_path, capsys
     (tmp_path / "o" / "tlstm" / "predictions.csv").write_text("earlier")
     assert run_here("--FEATURES", tmp_path / "t.csv", "--OUTPUT_DIR", tmp_path / "o") == 2
     assert what in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "o").rglob("*")] == ["tlstm", "predictions.csv"]
+    assert seen(tmp_path / "o") == ["tlstm", "predictions.csv"]
     assert (tmp_path / "o" / "tlstm" / "predictions.csv").read_text() == "earlier"
 
 
@@ -489,7 +494,7 @@ def test_bad_settings_are_one_message(rng, tmp_path, capsys, arguments, message)
     code = tlstm.main(["--FEATURES", str(tmp_path / "t.csv"), "--OUTPUT_DIR", str(tmp_path / "o"), *arguments])
     assert code == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "o").exists()
+    assert seen(tmp_path / "o") == []
 
 
 def test_absent_features_are_named(tmp_path, capsys):
