@@ -1,4 +1,4 @@
-"""A small training by several devices or workers, as a program: `python tests/train_together.py DISTRIBUTE FOLDER [KILL]`.
+"""A small training by several devices or workers: `python tests/train_together.py DISTRIBUTE FOLDER [KILL]`.
 
 `mirrored` makes 2 devices of the processor. With KILL this worker kills itself at that step. Writes the weights, and
 how often each part of a step was compiled, beside the training's folder.
