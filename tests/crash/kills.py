@@ -13,15 +13,14 @@ def kill_at(folder, arguments, moment):
     Args:
         folder: of the run.
         arguments: of the run.
-        moment: of the seconds since the start and the number of temporary files seen so far, whether it is now.
+        moment: of the seconds since the start and the temporaries that there are now, whether it is now.
     Returns:
         Whether it was killed before its end, the stages that were done then, and the temporaries that it has left.
     """
-    old, seen, began = set(temporaries(folder)), set(), time.monotonic()
+    old, began = set(temporaries(folder)), time.monotonic()
     process = start(*arguments, f"--OUTPUT_DIR={folder}")
-    while process.poll() is None and not moment(time.monotonic() - began, len(seen)):
+    while process.poll() is None and not moment(time.monotonic() - began, set(temporaries(folder)) - old):
         time.sleep(POLL)
-        seen |= set(temporaries(folder)) - old
     killed = process.poll() is None
     process.kill()
     process.wait()

@@ -1,10 +1,13 @@
 """A disk that fills up in every stage: one message that names the file, exit 1, and the same command goes on."""
 
+import os
 import resource
+import signal
 import subprocess
+import time
 
 import pytest
-from runs import SMALL, results, run, stages_done, temporaries
+from runs import SMALL, results, run, start, temporaries
 
 ARGUMENTS = [*SMALL, "--EXPLAIN=highest", "--EXPLAIN_COHORT=0"]
 STAGES = ("simulated", "cache", "cnn", "features", "tlstm", "explain", "figures")  # what fills the disk, in this order
@@ -28,8 +31,8 @@ def refused(done):
     assert done.returncode == 1, done.stderr[-3000:]
     assert "Logging error" not in done.stderr
     assert "Traceback" not in done.stderr or "h5py" in done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("Failed: ") and "can't be written" in told and "the same command goes on" in told
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("Failed: ")]
+    assert "can't be written" in told and "the same command goes on" in told
     return told
 
 
@@ -44,27 +47,41 @@ def can_mount(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_disk_that_fills_up_in_every_stage(unbroken, tmp_path, tmp_path_factory):
-    """On a tmpfs that grows a little each time; where none can be mounted, by a limit to the size of a file."""
+    """On a tmpfs that shrinks to half of what the stage needs, then grows again."""
     if not can_mount(tmp_path_factory):
         pytest.fail("a tmpfs can't be mounted: run this test as root; the limit to a file's size is tried below")
-    folder, told, full = tmp_path / "disk" / "outputs", {}, 0
+    folder, told = tmp_path / "disk" / "outputs", {}
     folder.parent.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder.parent], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "none", folder.parent], check=True)
     try:
         for stage in STAGES:
-            size = full + pages(unbroken / stage) // 2
-            subprocess.run(["mount", "-o", f"remount,size={size}", folder.parent], check=True)
-            done = run(*ARGUMENTS, f"--OUTPUT_DIR={folder}")
-            told[stage] = refused(done), stages_done(folder)
+            told[stage] = refused(run_while_the_disk_fills_up(folder, stage, pages(unbroken / stage) // 2))
             assert temporaries(folder) == []
-            full += pages(unbroken / stage)
-        subprocess.run(["mount", "-o", "remount,size=1g", folder.parent], check=True)
+            assert f"/outputs/{stage}" in told[stage], told
+            size(folder.parent, "1g")
         done = run(*ARGUMENTS, f"--OUTPUT_DIR={folder}")
         assert done.returncode == 0, done.stderr[-3000:]
         assert results(folder) == results(unbroken)
     finally:
         subprocess.run(["umount", "-l", folder.parent], check=True)
         print(*told.items(), sep="\n")
+
+
+def run_while_the_disk_fills_up(folder, stage, room):
+    """A run that finds only so many bytes left on its disk once it has begun the stage."""
+    process = start(*ARGUMENTS, f"--OUTPUT_DIR={folder}")
+    while process.poll() is None and not (folder / stage).exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    disk = os.statvfs(folder)
+    size(folder.parent, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + room)
+    process.send_signal(signal.SIGCONT)
+    stdout, stderr = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def size(disk, value):
+    subprocess.run(["mount", "-o", f"remount,size={value}", disk], check=True)
 
 
 @pytest.mark.slow

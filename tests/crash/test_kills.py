@@ -11,7 +11,8 @@ from runs import SMALL, results, run
 SEED = 7
 RUNS, KILLS = 5, 4  # of each run
 ARGUMENTS = [*SMALL, "--EPOCHS=3", "--EXPLAIN=highest", "--EXPLAIN_COHORT=0", "--NUM_WORKERS=2"]
-MOST_WRITES = 150  # temporaries that an unbroken run is seen to write, about
+STAGES = ("cnn", "features", "tlstm", "explain", "figures")
+CHANCE = 0.3  # that a write is the one to be killed in, each time that it is seen
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,24 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(unbroken, tmp_pa
     expected, seconds = unbroken
     rng = np.random.default_rng([SEED, number])
     folder, kills = tmp_path / "outputs", []
-    while len(kills) < KILLS and all(kill["killed"] for kill in kills):  # it may come to its end before the moment
-        after, writes = rng.uniform(2, seconds / 2), rng.integers(1, MOST_WRITES // KILLS)
-        moments = (lambda elapsed, _, after=after: elapsed >= after, lambda _, seen, writes=writes: seen >= writes)
-        kills.append(kill_at(folder, ARGUMENTS, moments[len(kills) % 2]))
+    while len(kills) < KILLS:
+        left = [stage for stage in STAGES if stage not in stages_done(folder)]
+        when = within(rng, folder / rng.choice(left)) if len(kills) % 2 else after(rng.uniform(2, seconds / 2))
+        killed = kill_at(folder, ARGUMENTS, when)
+        if killed["killed"]:
+            kills.append(killed)
+        else:  # it came to its end before the moment
+            assert results(folder) == expected
+            folder = folder.with_name(f"outputs{len(kills)}")
     go_on(folder, ARGUMENTS)
     print(json.dumps({"run": number, "kills": kills}))
     assert results(folder) == expected
+
+
+def after(seconds):
+    return lambda elapsed, _: elapsed >= seconds
+
+
+def within(rng, stage):
+    """While a file of this stage is being written."""
+    return lambda _, parts: any(part.startswith(str(stage)) for part in parts) and rng.random() < CHANCE
