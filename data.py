@@ -76,7 +76,6 @@ def build_cache(
     max_voxels: int = MAX_VOXELS,
     jobs: int = -1,
     scheduler: str | None = None,
-    first: int = 0,
 ) -> Cache:
     """Check, preprocess and store every scan of a table; what is stored already is not done again.
 
@@ -92,7 +91,6 @@ def build_cache(
         max_voxels: the largest scan that is not refused.
         jobs: processes here; -1: one a core.
         scheduler: of a Dask cluster whose workers preprocess instead; see `cluster.workers`.
-        first: the row to begin with.
     Returns:
         The entries, in the table's order, and their common grid.
     Raises:
@@ -106,10 +104,9 @@ def build_cache(
     reference = reference or next((grid for grid in grids if grid is not None), None)
     store = partial(_store, folder=folder, shape=shape, reference=reference, resample=resample, max_voxels=max_voxels)
     with workers(scheduler) as portable:
-        tasks = (delayed(portable(store))(path) for path in np.roll(paths, -first))
+        tasks = (delayed(portable(store))(path) for path in paths)
         done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
         results = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
-    results = results[len(paths) - first :] + results[: len(paths) - first]
     problems = [
         f"{scan}: {path}: {result}"
         for scan, path, result in zip(table["scan"], paths, results, strict=True)

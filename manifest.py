@@ -24,25 +24,24 @@ def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def find_damage(folder: Path, listed: Mapping[str, Mapping[str, Any]], *, contents: bool) -> list[str]:
+def find_damage(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is missing or not as `list_files` found it.
 
     Args:
         folder: of the run.
         listed: of `list_files`.
-        contents: compare hashes, which reads every file; else sizes alone.
     Returns:
         A line for each such file.
     """
-    return [line for name, known in listed.items() if (line := _damage(folder / name, name, known, contents))]
+    return [line for name, known in listed.items() if (line := _damage(folder / name, name, known))]
 
 
-def _damage(path: Path, name: str, known: Mapping[str, Any], contents: bool) -> str | None:
+def _damage(path: Path, name: str, known: Mapping[str, Any]) -> str | None:
     if not path.is_file():
         return f"{name}: missing"
     if (size := path.stat().st_size) != known["size"]:
         return f"{name}: changed, expected {known['size']} bytes, received {size}"
-    if contents and _hash(path) != known["sha256"]:
+    if _hash(path) != known["sha256"]:
         return f"{name}: changed, other contents of the same size"
     return None
 

@@ -24,7 +24,8 @@ from files import InputError
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
-LARGEST_FILE = 4  # numbers in a file of weights for each of the network: the optimiser's may lie beside them
+LARGEST_FILE = 4  # numbers in a file of weights for each of the network's: older ones hold the optimiser's too
+H5_OVERHEAD = 2**20  # bytes, at most, of a file of weights beside the weights
 GROUPS = 8  # of channels, in group normalisation
 
 
@@ -104,6 +105,21 @@ def _recomputed(piece: keras.Model) -> Callable:
     return call
 
 
+def save_weights(model: keras.Model, path: str | Path) -> None:
+    """Write the weights, without the optimiser's state that Keras adds to those of a compiled model.
+
+    Args:
+        model: of `build_model`.
+        path: of a `.weights.h5`; see `files.written_whole`.
+    Raises:
+        OSError: there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # HDF5 crashes the process on a full disk: ask for the room before it does
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, sum(weights.nbytes for weights in model.get_weights()) + H5_OVERHEAD)
+    _bare(model).save_weights(path)
+
+
 def load_weights(model: keras.Model, path: str | Path) -> None:
     """Take over the weights that a training left.
 
@@ -122,13 +138,18 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
         with warnings.catch_warnings(
             action="error", category=UserWarning
         ):  # Keras warns of a layer that stays as it was drawn
-            model.load_weights(path)
+            _bare(model).load_weights(path)
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
             raise ValueError("expected finite weights")
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserWarning) as error:
         raise InputError(
             f"{path}: expected the weights of this network, can't read them: {error} Train stage 1 again."
         ) from error
+
+
+def _bare(model: keras.Model) -> keras.Model:
+    """The same layers, not compiled."""
+    return keras.Model(model.input, model.output)
 
 
 class _Layers:

@@ -65,7 +65,7 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         stages = record["stages"] if record else {}
         if not stages.get("tlstm", {}).get("done"):
             raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
-        damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}), contents=True)
+        damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
         refuse(f"{folder} is not as its run left it", damage, "Run main.py again, which makes them anew.")
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)

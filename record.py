@@ -90,7 +90,7 @@ class Record:
         return settings | (self.needs(above) if above else {"the input": self.inputs})
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage was finished with these settings and this input, and its files are there, in their sizes."""
+        """Whether a stage was finished with these settings and this input, and its files are as it left them."""
         return bool(self.stages.get(stage, {}).get("done")) and not self.changes(stage)
 
     def changes(self, stage: str) -> list[str]:
@@ -104,7 +104,7 @@ class Record:
             name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}"
             for name in differing
             if name != "the input" or self.inputs is not None
-        ] + find_damage(self.config.OUTPUT_DIR, known.get("files", {}), contents=False)
+        ] + find_damage(self.config.OUTPUT_DIR, known.get("files", {}))
 
     def refuse_changes(self) -> None:
         """With RESUME=require, refuse to do anew what was done, or begun, otherwise.

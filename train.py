@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import math
-import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -25,12 +24,10 @@ import tensorflow as tf
 from callbacks import BestWeights, History, Progress, ValidationConcordance
 from distribute import Workers
 from files import InputError, written_whole
-from model import feature_model, load_weights
+from model import feature_model, load_weights, save_weights
 from processes import asked, finishing
 from steps import Options, Steps
 from tables import time_left
-
-H5_OVERHEAD = 2**20  # bytes, at most, of a file of weights beside the weights
 
 logger = logging.getLogger(__name__)
 
@@ -183,11 +180,8 @@ class Training:
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""
-        size = sum(variable.numpy().nbytes for variable in self.steps.variables())  # Keras writes the optimiser's too
-        with open(path, "wb") as file:  # HDF5 crashes the process on a full disk: ask for the room before it does
-            os.posix_fallocate(file.fileno(), 0, size + H5_OVERHEAD)
         self.steps.exchange_averages()
-        self.model.save_weights(path)
+        save_weights(self.model, path)
         self.steps.exchange_averages()
 
     def save(self) -> None:

@@ -29,9 +29,7 @@ from threads import fix_threads
 
 SCANS, STEPS = 3, 2  # that are timed, after one that is not
 FLOAT, CACHED = 4, 2  # bytes
-KEPT = (
-    5  # times the weights: the best ones, the state of Adam (3 times) and, while it is written anew, its copy's share
-)
+STATE = 3  # numbers for each weight that a training goes on from: itself and Adam's two averages; one more with EMA
 GB = 1e9
 
 
@@ -72,7 +70,7 @@ def _check_run(folder: Path) -> list[str]:
     problems = []
     for stage in (stage for stage in ARTEFACTS if stage in stages):
         files = stages[stage].get("files", {})
-        damage = find_damage(folder, files, contents=True)
+        damage = find_damage(folder, files)
         whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
         state = f"{whole}, all as the stage left them" if stages[stage].get("done") else "begun, not done"
         print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
@@ -183,7 +181,8 @@ def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) ->
     training = networks * (config.EPOCHS * epoch + scans * rates.predict)
     cache = scans * (np.prod(config.TARGET_SHAPE) * CACHED)
     features = networks * scans * 8 * config.WIDTH * FLOAT
-    weights = networks * KEPT * rates.weights * FLOAT
+    state = 2 * (STATE + (config.EMA > 0))  # twice, while it is written anew
+    weights = (networks + state) * rates.weights * FLOAT
     there = next(path for path in (cache_folder(config), *cache_folder(config).absolute().parents) if path.exists())
     free, need = shutil.disk_usage(there).free, cache + features + weights
     networks_told = "1 network" if networks == 1 else f"{networks} networks"

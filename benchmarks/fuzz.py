@@ -34,26 +34,11 @@ from data import preprocess, read_image
 from files import InputError, read_json, write_json
 
 SHAPE = (16, 16, 16)
-TOKENS = (
-    *("NA", "", "nan", "inf", "-1", "1e400", "1e39", "2019-01-01", "2019", "43466", "1,5", "1.5", "0x10", "1_0", "yes"),
-    *(
-        "True",
-        "'",
-        '"',
-        ";",
-        "\t",
-        "\0",
-        "../x",
-        "<script>",
-        "\u0663",
-        "\u066b",
-        "9" * 40,
-        "\r",
-        "\n",
-        "\ufeff",
-        "Unnamed: 0",
-    ),
-)
+TOKENS = [
+    *["NA", "", "nan", "inf", "-1", "1e400", "1e39", "2019-01-01", "2019", "43466", "1,5", "1.5", "0x10", "1_0", "yes"],
+    *["True", "'", '"', ";", "\t", "\0", "../x", "<script>", "\u0663", "\u066b", "9" * 40, "\r", "\n", "\ufeff"],
+    "Unnamed: 0",
+]
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -149,9 +134,15 @@ def check_json(found: dict, _: dict) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def check_model(found: np.ndarray, good: np.ndarray) -> None:
-    """The predictions of the model that was saved."""
-    np.testing.assert_array_equal(found, good)
+def check_model(found: np.ndarray | list[np.ndarray], good: np.ndarray | list[np.ndarray]) -> None:
+    """The predictions, or the variables, of the model that was saved."""
+    for one, other in zip(found, good, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def check_finite(found: list[np.ndarray], _: list[np.ndarray]) -> None:
+    """Weights that are numbers."""
+    assert all(np.isfinite(weights).all() for weights in found)
 
 
 def table_readers(folder: Path) -> list[Reader]:
@@ -223,6 +214,41 @@ def model_readers(folder: Path) -> list[Reader]:
     return [Reader(f"saved {name}", folder / "tlstm" / name, read, check_model) for name in ("model.json", "model.pt")]
 
 
+def weights_reader(folder: Path) -> Reader:
+    """Stage 1 as it is saved; what a bit more or less makes of a weight, only the run's manifest can tell."""
+    from model import build_model, load_weights, save_weights
+
+    network, path = build_model(SHAPE, width=2), folder / "best.weights.h5"
+    save_weights(network, path)
+
+    def read(path: Path) -> list[np.ndarray]:
+        load_weights(network, path)
+        return network.get_weights()
+
+    return Reader("saved best.weights.h5", path, read, check_finite)
+
+
+def state_reader(folder: Path) -> Reader:
+    """What a stopped training of stage 1 goes on from."""
+    from distribute import Workers
+    from model import build_model
+    from steps import Options
+    from train import Part, Training
+
+    rng, num = np.random.default_rng(0), 8
+    index, zeros = np.arange(num, dtype=np.int32), np.zeros(num, np.float32)
+    alone = Part([], index, index, zeros, rng.random(num).astype(np.float32), index % 2 == 0, index >= 0)
+    model, parts = build_model(SHAPE, width=2), {"train": alone, "val": alone}
+    training = Training(model, parts, Options(), folder / "cnn", Workers(), save_seconds=60.0)
+    training.save()
+
+    def read(path: Path) -> list[np.ndarray]:
+        training.load(path.read_bytes())
+        return [variable.numpy() for variable in training.steps.variables()]
+
+    return Reader("saved state.npz", folder / "cnn" / "backup" / "state.npz", read, check_model)
+
+
 def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
     """Command lines: a setting there is, or nearly, with a value of any kind."""
     names, counts = [*Config.model_fields, "EPOCH", "", "seed"], Counter[str]()
@@ -241,6 +267,7 @@ def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         readers = [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
+        readers += [weights_reader(folder), state_reader(folder)]
         share = -(-cases // (len(readers) + 1))
         found = {reader.name: reader.run(share, rng, kept) for reader in readers}
     logging.disable(logging.NOTSET)

@@ -59,7 +59,7 @@ def scheduler(tmp_path_factory):
 
 def test_a_cluster_builds_the_same_entries(scheduler, table, tmp_path):
     here = build_cache(table, shape=SHAPE, folder=tmp_path / "here", jobs=1)
-    there = build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler, first=7)
+    there = build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler)
     assert [entry.name for entry in there.entries] == [entry.name for entry in here.entries]
     assert there.num_built == len(table)
     assert [entry.read_bytes() for entry in there.entries] == [entry.read_bytes() for entry in here.entries]
@@ -100,24 +100,20 @@ import json, sys
 import pandas as pd
 from data import build_cache
 table = pd.read_csv(sys.argv[1], dtype=str)
-cache = build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], jobs=1, first=int(sys.argv[3]))
+cache = build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], jobs=1)
 print(json.dumps([cache.num_built, [entry.name for entry in cache.entries]]))
 """
 
 
 def test_processes_build_one_cache_at_once(table, tmp_path):
     table.to_csv(tmp_path / "table.csv", index=False)
-    for first in (0, 12):  # 0: both begin at the same scan
-        folder = tmp_path / f"cache{first}"
-        command = [sys.executable, "-c", BUILD, str(tmp_path / "table.csv"), str(folder)]
-        running = [
-            subprocess.Popen([*command, row], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            for row in ("0", str(first))
-        ]
-        told = [json.loads(process.communicate()[0]) for process in running]
-        assert [process.returncode for process in running] == [0, 0]
-        names = told[0][1]
-        assert names == told[1][1] and sorted(os.listdir(folder)) == sorted(names)
-        alone = build_cache(table, shape=SHAPE, folder=tmp_path / "alone", jobs=1)
-        assert [(folder / name).read_bytes() for name in names] == [entry.read_bytes() for entry in alone.entries]
-        assert sum(built for built, _ in told) >= len(table)
+    folder = tmp_path / "cache"
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "table.csv"), str(folder)]
+    running = [subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
+    told = [json.loads(process.communicate()[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    names = told[0][1]
+    assert names == told[1][1] and sorted(os.listdir(folder)) == sorted(names)
+    alone = build_cache(table, shape=SHAPE, folder=tmp_path / "alone", jobs=1)
+    assert [(folder / name).read_bytes() for name in names] == [entry.read_bytes() for entry in alone.entries]
+    assert sum(built for built, _ in told) >= len(table)

@@ -193,18 +193,6 @@ def test_an_entry_that_is_not_whole_is_made_anew(table, tmp_path):
     assert [entry.read_bytes() for entry in cache.entries] == contents
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_where_it_begins_changes_no_entry(table, tmp_path, first, monkeypatch):
-    begun = []
-    preprocess = data.preprocess
-    monkeypatch.setattr(data, "preprocess", lambda image, *rest: begun.append(image) or preprocess(image, *rest))
-    cache = build(table, tmp_path, first=first)
-    assert cache.entries == build(table, tmp_path).entries
-    again = [data.load_volume(entry).tobytes() for entry in build(table, tmp_path, folder=tmp_path / "other").entries]
-    assert [data.load_volume(entry).tobytes() for entry in cache.entries] == again
-    assert begun[0].get_fdata().max() == pytest.approx(begun[3 + first].get_fdata().max())
-
-
 def test_a_grey_that_resizing_loses_is_told():
     """The one voxel that differs lies between the neighbours of every new voxel."""
     greys = np.full((60, 60, 60), 5, np.float32)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from files import InputError
-from model import STAGES, build_model, feature_model, load_weights
+from model import STAGES, build_model, feature_model, load_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,18 @@ def test_weights_of_another_width_are_refused(tmp_path):
     build_model((16, 16, 16), width=8).save_weights(tmp_path / "best.weights.h5")
     with pytest.raises(InputError, match="the weights of this network"):
         load_weights(build_model((16, 16, 16), width=4), tmp_path / "best.weights.h5")
+
+
+def test_the_weights_are_saved_without_the_optimiser(tmp_path):
+    network = build_model((16, 16, 16), width=4)
+    network.compile(optimizer="adam")
+    network.optimizer.build(network.trainable_variables)
+    save_weights(network, tmp_path / "best.weights.h5")
+    sizes = []
+    with h5py.File(tmp_path / "best.weights.h5") as file:
+        file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
+    states = sum(layer.seed_generator.state.shape[0] for layer in network.layers if hasattr(layer, "seed_generator"))
+    assert sum(sizes) == network.count_params() + states
+    other = build_model((16, 16, 16), width=4, seed=1)
+    load_weights(other, tmp_path / "best.weights.h5")
+    assert all((a == b).all() for a, b in zip(other.get_weights(), network.get_weights(), strict=True))

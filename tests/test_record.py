@@ -98,6 +98,8 @@ def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     assert record().changes("cnn") == ["cnn/best.weights.h5: missing"]
     assert record().changes("features") == ["features/train.parquet: changed, expected 5 bytes, received 4"]
     assert not record().is_done("cnn") and not record().is_done("features")
+    leave(tmp_path, "features/train.parquet", "hello"[::-1])
+    assert record().changes("features") == ["features/train.parquet: changed, other contents of the same size"]
 
 
 def test_require_refuses_what_auto_does_anew(record, tmp_path):
