@@ -1,5 +1,6 @@
 """A Dask cluster of processes that know nothing of our code, and two processes that build one cache at once."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -31,30 +32,37 @@ def table(tmp_path, rng):
     return pd.DataFrame({"scan": scans, "nifti_path": [str(tmp_path / f"{scan}.nii.gz") for scan in scans]})
 
 
-@pytest.fixture(scope="module")
-def scheduler(tmp_path_factory):
-    """The address of a cluster of two workers, each with two threads, none of which can import our rooms."""
-    folder = tmp_path_factory.mktemp("cluster")
+@contextlib.contextmanager
+def running(folder, num_workers):
+    """The address of a cluster whose workers, each with two threads, can import what its folder holds, not our rooms."""
     told = folder / "scheduler.json"
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     common = ["--scheduler-file", str(told), "--no-dashboard"]
     commands = [
         ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common],
-        *[["distributed.cli.dask_worker", "--nthreads", "2", "--no-nanny", *common]] * 2,
+        *[["distributed.cli.dask_worker", "--nthreads", "2", "--no-nanny", *common]] * num_workers,
     ]
     with open(folder / "log", "w") as log:
-        running = [
+        processes = [
             subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=plain, stdout=log, stderr=log)
             for command in commands
         ]
-    deadline = time.monotonic() + 60
-    while not told.exists() or not told.read_text().endswith("}"):
-        assert time.monotonic() < deadline, (folder / "log").read_text()
-        time.sleep(0.1)
-    yield json.loads(told.read_text())["address"]
-    for process in reversed(running):
-        process.terminate()
-        process.wait(30)
+    try:
+        deadline = time.monotonic() + 60
+        while not told.exists() or not told.read_text().endswith("}"):
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.1)
+        yield json.loads(told.read_text())["address"]
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("cluster"), 2) as address:
+        yield address
 
 
 def test_a_cluster_builds_the_same_entries(scheduler, table, tmp_path):
@@ -95,6 +103,19 @@ def test_what_to_install_is_told(table, tmp_path, monkeypatch):
         build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler="tcp://127.0.0.1:8786")
 
 
+def test_a_worker_without_a_library_is_told(table, tmp_path):
+    (tmp_path / "nibabel.py").write_text("raise ImportError('No module named nibabel')")
+    with running(tmp_path, 1) as address, pytest.raises(InputError, match=r"a worker of tcp.*lacks.*named nibabel"):
+        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=address)
+
+
+def test_a_cluster_without_workers_is_told(table, tmp_path, monkeypatch):
+    with running(tmp_path, 0) as address:
+        monkeypatch.setattr(cluster, "PATIENCE", 3)
+        with pytest.raises(InputError, match=r"SCHEDULER: expected workers of tcp.*none came in 3 s"):
+            build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=address)
+
+
 BUILD = """
 import json, sys
 import pandas as pd
@@ -109,9 +130,11 @@ def test_processes_build_one_cache_at_once(table, tmp_path):
     table.to_csv(tmp_path / "table.csv", index=False)
     folder = tmp_path / "cache"
     command = [sys.executable, "-c", BUILD, str(tmp_path / "table.csv"), str(folder)]
-    running = [subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)]
-    told = [json.loads(process.communicate()[0]) for process in running]
-    assert [process.returncode for process in running] == [0, 0]
+    builders = [
+        subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(2)
+    ]
+    told = [json.loads(process.communicate()[0]) for process in builders]
+    assert [process.returncode for process in builders] == [0, 0]
     names = told[0][1]
     assert names == told[1][1] and sorted(os.listdir(folder)) == sorted(names)
     alone = build_cache(table, shape=SHAPE, folder=tmp_path / "alone", jobs=1)
