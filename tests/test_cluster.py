@@ -34,7 +34,7 @@ def table(tmp_path, rng):
 
 @contextlib.contextmanager
 def running(folder, num_workers):
-    """The address of a cluster whose workers, each with two threads, can import what its folder holds, not our rooms."""
+    """The address of a cluster whose workers, of two threads each, can import what its folder holds, not our rooms."""
     told = folder / "scheduler.json"
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     common = ["--scheduler-file", str(told), "--no-dashboard"]
