@@ -136,6 +136,15 @@ def read_image(path: str | Path, max_voxels: int = MAX_VOXELS) -> nib.Nifti1Imag
     return _image(open_scan(path, max_voxels))
 
 
+def is_whole(entry: str | Path, shape: tuple[int, int, int]) -> bool:
+    """Whether a cached volume of this shape is there; what a full disk or a failed copy left is made anew."""
+    try:
+        volume = np.load(entry, mmap_mode="r")
+    except Exception:  # noqa: BLE001 - NumPy's readers of damaged files raise errors of a dozen kinds
+        return False
+    return volume.shape == shape and volume.dtype == CACHED
+
+
 def load_volume(entry: str | Path) -> np.ndarray:
     """One cached volume: (X, Y, Z, 1) float32."""
     return np.asarray(np.load(entry, mmap_mode="r"), np.float32)[..., None]
@@ -242,7 +251,7 @@ def _store(
         with open(path, "rb") as file:
             key.update(hashlib.file_digest(file, "blake2b").digest())
         entry = folder / f"{key.hexdigest()}.npy"
-        if _is_whole(entry, shape):
+        if is_whole(entry, shape):
             return entry, False
         values = preprocess(_image(scan), shape, reference if resample else None)
     except InputError as error:
@@ -252,15 +261,6 @@ def _store(
     with written_whole(entry) as part:
         np.save(part, values.astype(CACHED))
     return entry, True
-
-
-def _is_whole(entry: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a volume of this shape is stored; what a full disk or a failed copy left is made anew."""
-    try:
-        volume = np.load(entry, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return volume.shape == shape and volume.dtype == CACHED
 
 
 def _readable_grid(path: str, max_voxels: int) -> Grid | None:

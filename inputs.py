@@ -1,5 +1,7 @@
 """What a run reads: its tables, its volumes and, of the simulated cohort, the truth."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from nibabel.processing import resample_from_to
 import simulate
 import tables
 from config import Config
-from data import Cache, build_cache
+from data import Cache, build_cache, is_whole
 from files import remove_temporaries
 from record import digest
 
@@ -28,6 +30,23 @@ class Inputs:
         """The cache entries of a part's scans."""
         begin = sum(len(self.parts[part]) for part in tables.PARTS[: tables.PARTS.index(name)])
         return self.cache.entries[begin : begin + len(self.parts[name])]
+
+    @contextmanager
+    def naming_lost(self) -> Iterator[None]:
+        """Within this, an error that comes of volumes which the cache has lost meanwhile names their scans.
+
+        Raises:
+            OSError: that happened.
+        """
+        try:
+            yield
+        except Exception as error:
+            scans, shape = pd.concat(self.parts[name] for name in tables.PARTS)["scan"], self.cache.grid.shape
+            lost = [scan for scan, entry in zip(scans, self.cache.entries, strict=True) if not is_whole(entry, shape)]
+            if not lost:
+                raise
+            where = self.cache.entries[0].parent
+            raise OSError(f"{where}: the volumes of {', '.join(lost)} can't be read any more") from error
 
     def digest(self) -> str:
         """A hash of the tables and the volumes, wherever they lie."""

@@ -103,7 +103,8 @@ class Pipeline:
                 f"This worker's settings or input are not the first one's: {', '.join(differing)}. Give every worker "
                 "the same command and the same files."
             )
-        self._train_network(np.full(len(self.inputs.parts["train"]), True), self.folder / "cnn")
+        with self.inputs.naming_lost():
+            self._train_network(np.full(len(self.inputs.parts["train"]), True), self.folder / "cnn")
 
     def cross_validate(self) -> None:
         """The whole pipeline in each fold of the subjects, and the figures of all held-out subjects."""
@@ -167,7 +168,7 @@ class Pipeline:
             logger.info("%s: done already, with the same settings and input", stage)
             return
         self._require_above(stage)
-        with self.record.doing(stage):
+        with self.record.doing(stage), self.inputs.naming_lost():
             do()
 
     def _require_above(self, stage: str) -> None:

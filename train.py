@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -206,7 +205,7 @@ class Training:
                 record = json.loads(str(state["record"]))
                 values = [state[f"v{i}"] for i in range(len(state.files) - 1)]
                 done = Progressed(**record["done"])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy's readers of damaged files raise errors of a dozen kinds
             raise InputError(f"{path}: can't be read: {error}. Delete it to begin stage 1 anew.") from error
         variables = self.steps.variables()
         shapes = [tuple(variable.shape) for variable in variables]
