@@ -235,24 +235,31 @@ def test_a_folder_that_cannot_be_written_is_exit_2(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
-    """Features that were spoilt by hand: stage 2 says so in its words, with its exit code."""
+def test_features_that_were_spoilt_are_made_anew(finished, tmp_path):
     source, folder = finished[1], tmp_path / "outputs"
     subprocess.run(["cp", "-r", str(source), str(folder)], check=True)
     path = folder / "features" / "train.parquet"
-    size = path.stat().st_size
-    path.write_bytes(bytes(size))
+    path.write_bytes(bytes(path.stat().st_size))
+    spoilt = "features/train.parquet: changed, other contents of the same size"
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=3", "--STAGES=tlstm", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "train.parquet: " in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"tlstm needs the stage features of the same settings ({spoilt})" in done.stderr
     told = run("--VERIFY=on", *SMALL, f"--OUTPUT_DIR={folder}", cwd=tmp_path)
-    assert told.returncode == 2
-    assert "features: features/train.parquet: changed, other contents of the same size" in told.stderr
-    path.write_bytes(bytes(size - 1))  # now that much is seen without reading it
+    assert told.returncode == 2 and f"features: {spoilt}" in told.stderr
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=features", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"features/train.parquet: changed, expected {size} bytes, received {size - 1}" in done.stderr
+    assert f"features: done anew, since it depends on what has changed: {spoilt}" in done.stderr
     assert path.read_bytes() == (source / "features" / "train.parquet").read_bytes()
+
+
+def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
+    """In its words, with its exit code."""
+    folder = tmp_path / "outputs"
+    subprocess.run(["cp", "-r", str(finished[1]), str(folder)], check=True)
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--LANDMARKS=90", "--STAGES=tlstm", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "landmark 90 in the test: 0 at risk" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.endswith("tlstm.py ended with exit code 2\n")
 
 
 def test_a_stopped_run_is_143_and_goes_on(finished, tmp_path):
