@@ -275,11 +275,20 @@ def read_config(arguments: list[str] | None = None, program: str = "main.py") ->
         SystemExit: `--help` (0) or an option that does not exist (2).
     """
     try:
-        return Config(_cli_parse_args=arguments or [], _cli_prog_name=f"python {program}")
+        return Config(_cli_parse_args=_switched_on(arguments or []), _cli_prog_name=f"python {program}")
     except ValidationError as error:
         raise InputError("\n".join(["Wrong settings:", *(_line(problem) for problem in error.errors())])) from error
     except SettingsError as error:
         raise InputError(f"Wrong settings: {error.__cause__ or error}") from error
+
+
+def _switched_on(arguments: list[str]) -> list[str]:
+    """`--VERIFY` alone is `--VERIFY=on`, and so for every setting that is on or off."""
+    switches = {f"--{name}" for name, field in Config.model_fields.items() if field.annotation is bool}
+    return [
+        f"{argument}=on" if argument in switches and after.startswith("--") else argument
+        for argument, after in zip(arguments, [*arguments[1:], "--"], strict=False)
+    ]
 
 
 def _line(problem) -> str:

@@ -1,4 +1,4 @@
-"""`python main.py --VERIFY=on`: is a run as it was left, what is in the cohort, and what would a run take here.
+"""`python main.py --VERIFY`: is a run as it was left, what is in the cohort, and what would a run take here.
 
 Nothing is trained and nothing is written.
 """
@@ -185,21 +185,22 @@ def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) ->
     weights = (networks + state) * rates.weights * FLOAT
     there = next(path for path in (cache_folder(config), *cache_folder(config).absolute().parents) if path.exists())
     free, need = shutil.disk_usage(there).free, cache + features + weights
+    told = "not timed, since there are no scans yet"
+    if rates.preprocess:
+        told = f"{_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes"
     networks_told = "1 network" if networks == 1 else f"{networks} networks"
     print(
         f"""
 What a run takes here, at most, with {os.environ["OMP_NUM_THREADS"]} threads
-  preprocessing  {_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes
+  preprocessing  {told}
   stage 1        {_span(training)}: {networks_told} of {config.EPOCHS} epochs, and the features
   memory         {rates.memory / GB:.1f} GB
-  disk           {need / GB:.2f} GB: cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features
-                 {features / GB:.2f}; free are {free / GB:.1f} GB{": TOO LITTLE" if need > free else ""}
+  disk           {need / GB:.2f} GB of {free / GB:.1f} that are free{": TOO LITTLE" if need > free else ""}
+                 cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features {features / GB:.2f}
   This rests on {SCANS} scans preprocessed and {STEPS} steps of {config.BATCH_SIZE} volumes of noise, timed just now on
   one device, and the memory that they took. Not in it: augmentation, stage 2, explanations, the page."""
     )
 
 
 def _span(seconds: float) -> str:
-    if seconds == 0:
-        return "not timed, since there are no scans yet"
     return f"{seconds:.1f} seconds" if seconds < 90 else f"{seconds / 60:.1f} minutes"

@@ -28,6 +28,11 @@ def test_the_command_line_overrides_a_default():
     assert read_config().EPOCHS == Config.model_fields["EPOCHS"].default
 
 
+def test_a_switch_needs_no_value():
+    config = read_config(["--VERIFY", "--EPOCHS", "3", "--LINK", "off", "--RESAMPLE"])
+    assert (config.VERIFY, config.EPOCHS, config.LINK, config.RESAMPLE) == (True, 3, False, True)
+
+
 def test_the_environment_is_not_read(monkeypatch):
     monkeypatch.setenv("EPOCHS", "99")
     assert read_config().EPOCHS != 99

@@ -170,7 +170,7 @@ def test_what_must_stay_is_refused_before_anything_is_touched(finished):
 def test_verify_writes_nothing(finished):
     folder = finished[1]
     before = digests(folder)
-    done = run("--VERIFY=on", *SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=cnn")
+    done = run("--VERIFY", *SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=cnn")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all as the stage left them" in done.stdout and "What a run takes here" in done.stdout
     assert digests(folder) == before
@@ -244,7 +244,7 @@ def test_features_that_were_spoilt_are_made_anew(finished, tmp_path):
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=3", "--STAGES=tlstm", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"tlstm needs the stage features of the same settings ({spoilt})" in done.stderr
-    told = run("--VERIFY=on", *SMALL, f"--OUTPUT_DIR={folder}", cwd=tmp_path)
+    told = run("--VERIFY", *SMALL, f"--OUTPUT_DIR={folder}", cwd=tmp_path)
     assert told.returncode == 2 and f"features: {spoilt}" in told.stderr
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=features", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
