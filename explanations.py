@@ -1,7 +1,7 @@
 """Which scans of the test part are explained, and into which folder: `explain/<imageid>` and `explained_cohort`."""
 
 import logging
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -60,15 +60,16 @@ class Explanations:
         self.regions = self._regions()
 
     def write(self) -> None:
-        """Write every chosen scan's folder, then the cohort's."""
-        shutil.rmtree(self.folder / "explain", ignore_errors=True)  # of whom earlier settings chose
-        shutil.rmtree(self.folder / "explained_cohort", ignore_errors=True)
+        """Write every chosen scan's folder, then the cohort's; not what a stopped run has written whole already."""
         for row, why in tqdm(self._chosen(), desc="explaining", unit="scan"):
-            self._explain_scan(row, why)
-        if self.config.EXPLAIN_COHORT:
-            self._explain_cohort()
+            folder = self.folder / "explain" / safe_name(self.test["scan"].iloc[row])
+            if not (folder / "metrics.json").exists():  # the last file of it
+                self._explain_scan(row, why, folder)
+        folder = self.folder / "explained_cohort"
+        if self.config.EXPLAIN_COHORT and not (folder / "regions.csv").exists():
+            self._explain_cohort(folder)
 
-    def _explain_scan(self, row: int, why: str) -> None:
+    def _explain_scan(self, row: int, why: str, folder: Path) -> None:
         """Every map of one test scan, and the history that ends with it."""
         import explain
         import pictures
@@ -90,7 +91,7 @@ class Explanations:
         )
         history = self._explain_history(row)
         found["metrics"]["history"] = history["metrics"]
-        folder, title = self.folder / "explain" / safe_name(scan["scan"]), f"{scan['scan']}, {why}"
+        title = f"{scan['scan']}, {why}"
         timelines.save_history(folder, history, title=title)
         native = open_scan(scan["nifti_path"], config.MAX_VOXELS)
         pictures.save_explanation(
@@ -124,7 +125,7 @@ class Explanations:
             seed=self.config.SEED,
         )
 
-    def _explain_cohort(self) -> None:
+    def _explain_cohort(self, folder: Path) -> None:
         """The mean map of test subjects spread over the risk."""
         import explain
         import pictures
@@ -140,9 +141,7 @@ class Explanations:
             seed=self.config.SEED,
         )
         events = dict(zip(last["subject"], last["event"], strict=True))
-        pictures.save_cohort(
-            self.folder / "explained_cohort", cohort, affine=self.inputs.cache.grid.affine, event=events
-        )
+        pictures.save_cohort(folder, cohort, affine=self.inputs.cache.grid.affine, event=events)
 
     def _background(self) -> np.ndarray:
         """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""

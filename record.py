@@ -48,7 +48,12 @@ DEPENDS = {  # the settings that a stage's result depends on, beside those of th
         "HIRES_CAM_LAYER ATLAS"
     ),
 }
-GOES_ON_FROM = {"cnn": "cnn", "features": "cnn/crossfit"}  # what a stopped stage left; nothing, if it begins anew
+GOES_ON_FROM = {  # folders of what a stopped stage left; they are removed if it begins anew
+    "cnn": ("cnn",),
+    "features": ("cnn/crossfit",),
+    "tlstm": (),
+    "explain": ("explain", "explained_cohort"),
+}
 
 
 class Record:
@@ -128,8 +133,8 @@ class Record:
         for change in changes:
             logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
         resumes = not begun.get("done", True) and not changes
-        if stage in GOES_ON_FROM and not resumes:  # before the record says that it has begun, with these settings
-            shutil.rmtree(self.config.OUTPUT_DIR / GOES_ON_FROM[stage], ignore_errors=True)
+        for folder in () if resumes else GOES_ON_FROM[stage]:  # before the record says that it has begun
+            shutil.rmtree(self.config.OUTPUT_DIR / folder, ignore_errors=True)
         self.stages[stage] = {"needs": self.needs(stage), "done": False}
         self.stages.pop("report", None)  # it tells of what was before
         self.write()

@@ -57,17 +57,21 @@ def test_a_changed_input_undoes_everything(record):
     assert not other.is_done("cnn") and other.changes("cnn") == ["the input"]
 
 
-def test_a_stage_that_was_stopped_goes_on_only_with_its_own_settings(record, tmp_path):
-    with pytest.raises(KeyboardInterrupt), record().doing("cnn"):
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("cnn", "cnn/backup/state.npz"), ("features", "cnn/crossfit/0/a"), ("explain", "explain/a1/metrics.json")],
+)
+def test_a_stage_that_was_stopped_goes_on_only_with_its_own_settings(record, tmp_path, stage, name):
+    with pytest.raises(KeyboardInterrupt), record().doing(stage):
         raise KeyboardInterrupt
-    assert not record().is_done("cnn")
-    left = tmp_path / "cnn" / "backup" / "state.npz"
+    assert not record().is_done(stage)
+    left = tmp_path / name
     left.parent.mkdir(parents=True)
     left.touch()
-    with pytest.raises(KeyboardInterrupt), record().doing("cnn"):
+    with pytest.raises(KeyboardInterrupt), record().doing(stage):
         assert left.exists()
         raise KeyboardInterrupt
-    with record("--WIDTH=8").doing("cnn"):
+    with record("--WIDTH=8").doing(stage):
         assert not left.exists()
 
 
