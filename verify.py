@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from manifest import find_damage
 from record import ARTEFACTS
 from threads import fix_threads
 
-SCANS, STEPS = 3, 2  # that are timed, after one that is not
+SCANS, STEPS = 3, 3  # that are timed, after one that is not
 FLOAT, CACHED = 4, 2  # bytes
 STATE = 3  # numbers for each weight that a training goes on from: itself and Adam's two averages; one more with EMA
 GB = 1e9
@@ -38,7 +38,8 @@ class Rates:
     """What was measured on this machine."""
 
     preprocess: float  # seconds a scan, in one process
-    train: float  # seconds a volume, forward and back
+    start: float  # seconds until TensorFlow is there and has compiled a step
+    train: float  # seconds a volume in a step of the training
     predict: float  # seconds a volume, forward
     memory: float  # bytes that this process has held at most
     weights: int  # numbers in the network
@@ -128,37 +129,48 @@ def _words(grid: Grid) -> str:
 
 
 def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
-    """Time a few scans and a few steps of the network, of nothing but noise."""
-    from backend import start_tensorflow
-    from model import build_model
-
+    """Time a few scans and a few steps of the training, of nothing but noise."""
     seconds = 0.0
     if not refused and "nifti_path" in parts["train"]:
         paths = parts["train"]["nifti_path"].iloc[: SCANS + 1]
         seconds = _seconds(
             lambda step: preprocess(read_image(paths.iloc[step % len(paths)]), config.TARGET_SHAPE), SCANS
         )
+    began = time.perf_counter()
+    from backend import start_tensorflow
+    from distribute import Workers
+    from model import build_model
+    from steps import Options, Steps
+
     start_tensorflow(threads=fix_threads(config.OUTPUT_DIR), seed=config.SEED)
     import tensorflow as tf
 
     model = build_model(config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, precision=config.PRECISION)
-    noise = np.random.default_rng(0).normal(size=(config.BATCH_SIZE, *config.TARGET_SHAPE, 1)).astype(np.float32)
-
-    @tf.function
-    def train(volumes):
-        with tf.GradientTape() as tape:
-            risk = tf.reduce_sum(model(volumes, training=True))
-        return tape.gradient(risk, model.trainable_variables)
+    # A risk set that does not fit into memory is read twice; a part of it, of two batches, shows that as well.
+    rows = np.arange(min(2 * config.BATCH_SIZE, round(config.RISK_SET * _visits(parts["train"]))), dtype=np.int32)
+    years = np.ones(len(rows), np.float32)
+    options = Options(**{field.name: getattr(config, field.name.upper()) for field in fields(Options)})
+    steps = Steps(model, options, (rows, years, years, rows % 2 == 0), Workers())
+    split = steps.split(rows)
+    noise = np.random.default_rng(0).normal(size=(len(split[0]), *config.TARGET_SHAPE, 1)).astype(np.float32)
+    batches = [(tf.constant(noise[: len(part)]), tf.constant(part)) for part in steps.passes(split)]
 
     @tf.function
     def predict(volumes):
         return model(volumes, training=False)
 
+    begun = time.perf_counter()
     forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
-    both = _seconds(lambda _: [slope.numpy() for slope in train(noise)], STEPS)
+    both = _seconds(lambda _: steps.step(rows, iter(batches), 0), STEPS)
+    done = time.perf_counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    size = config.BATCH_SIZE
-    return Rates(seconds, both / size, forward / size, memory, model.count_params())
+    start = begun - began + done - begun - STEPS * (forward + both)
+    return Rates(seconds, start, both / len(rows), forward / len(noise), memory, model.count_params())
+
+
+def _visits(part: pd.DataFrame) -> float:
+    """Mean number of scans of a subject."""
+    return len(part) / part["subject"].nunique()
 
 
 def _seconds(run: Callable[[int], object], times: int) -> float:
@@ -175,10 +187,8 @@ def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) ->
     num = {name: len(part) for name, part in parts.items()}
     scans, jobs = sum(num.values()), config.NUM_WORKERS if config.NUM_WORKERS > 0 else cpu_count()
     networks = max(1, config.FOLDS) * (1 + config.CROSS_FIT)
-    in_set = config.RISK_SET * num["train"] / parts["train"]["subject"].nunique()
-    twice = rates.predict if in_set > config.BATCH_SIZE else 0.0  # a risk set that does not fit is read twice
-    epoch = num["train"] * (rates.train + twice) + num["val"] * rates.predict
-    training = networks * (config.EPOCHS * epoch + scans * rates.predict)
+    epoch = num["train"] * rates.train + num["val"] * rates.predict
+    training = rates.start + networks * (config.EPOCHS * epoch + scans * rates.predict)
     cache = scans * (np.prod(config.TARGET_SHAPE) * CACHED)
     features = networks * scans * 8 * config.WIDTH * FLOAT
     state = 2 * (STATE + (config.EMA > 0))  # twice, while it is written anew
@@ -191,14 +201,14 @@ def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) ->
     networks_told = "1 network" if networks == 1 else f"{networks} networks"
     print(
         f"""
-What a run takes here, at most, with {os.environ["OMP_NUM_THREADS"]} threads
+What a run takes here, about, with {os.environ["OMP_NUM_THREADS"]} threads
   preprocessing  {told}
   stage 1        {_span(training)}: {networks_told} of {config.EPOCHS} epochs, and the features
   memory         {rates.memory / GB:.1f} GB
   disk           {need / GB:.2f} GB of {free / GB:.1f} that are free{": TOO LITTLE" if need > free else ""}
                  cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features {features / GB:.2f}
-  This rests on {SCANS} scans preprocessed and {STEPS} steps of {config.BATCH_SIZE} volumes of noise, timed just now on
-  one device, and the memory that they took. Not in it: augmentation, stage 2, explanations, the page."""
+  This rests on {SCANS} scans preprocessed and {STEPS} steps of the training on noise, timed just now on one device, and
+  the memory that they took. Not in it: the simulated scans, stage 2, explanations, the page."""
     )
 
 

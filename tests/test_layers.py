@@ -69,7 +69,10 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
         *("backend", "config", "data", "manifest", "model", "predictions", "processes", "tables", "threads"),
         *("tlstm", "train"),
     },
-    "verify": {"backend", "config", "data", "inputs", "manifest", "model", "record", "simulate", "tables", "threads"},
+    "verify": {
+        *("backend", "config", "data", "distribute", "inputs", "manifest", "model", "record", "simulate", "steps"),
+        *("tables", "threads"),
+    },
     "main": ROOMS,
 }
 TENSORFLOW = {
