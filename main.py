@@ -219,7 +219,7 @@ class Pipeline:
         import train
 
         workers = self.workers or self._join()
-        with workers.strategy.scope():
+        with workers.together(), workers.strategy.scope():
             model = self._build_model(self.config.PRECISION)
         entries = [entry for entry, chosen in zip(self.inputs.entries("train"), rows, strict=True) if chosen]
         parts = {

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import runs
 
 from distribute import Workers, join
 from files import InputError
@@ -32,12 +33,15 @@ def start(distribute, folder, *, kill="", **variables):
     return subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.PIPE, text=True)
 
 
-def start_workers(folder, kills=("", "")):
+def two_tasks():
+    """TF_CONFIG of each of two workers on this machine."""
     hosts = [f"localhost:{port}" for port in free_ports(2)]
-    tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
+    return [json.dumps({"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}) for i in range(2)]
+
+
+def start_workers(folder, kills=("", "")):
     return [
-        start("multi_worker", folder, kill=kill, TF_CONFIG=json.dumps(task))
-        for task, kill in zip(tasks, kills, strict=True)
+        start("multi_worker", folder, kill=kill, TF_CONFIG=task) for task, kill in zip(two_tasks(), kills, strict=True)
     ]
 
 
@@ -110,6 +114,30 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
     said = [process.communicate(timeout=90)[1] for process in running]
     assert [process.returncode for process in running] == [143, 143], said
     finish(*start_workers(tmp_path))
+
+
+@pytest.mark.slow
+def test_two_workers_run_the_pipeline(tmp_path):
+    """main.py on both: the first does every stage, and its features are those of one process."""
+    arguments = (*runs.SMALL, "--NORM=group", "--STAGES=cnn,features,tlstm,report")
+    alone = runs.run(*arguments, f"--OUTPUT_DIR={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    together = (*arguments, "--DISTRIBUTE=multi_worker", f"--OUTPUT_DIR={tmp_path / 'together'}")
+    for own, codes in ((["--WIDTH=8"], [1, 2]), ([], [0, 0])):  # the second worker's own settings
+        first, second = two_tasks()
+        running = [
+            runs.start(*together, env=os.environ | {"TF_CONFIG": first}),
+            runs.start(*together, *own, env=os.environ | {"TF_CONFIG": second}),
+        ]
+        said = [process.communicate(timeout=280)[1] for process in running]
+        assert [process.returncode for process in running] == codes, said
+        if own:
+            assert "This worker's settings or input are not the first one's: WIDTH." in said[1]
+            assert "another worker has stopped" in said[0]
+    assert "C-index" in (tmp_path / "together" / "report.html").read_text()
+    for part in ("train", "test"):
+        one, two = (pd.read_parquet(tmp_path / name / "features" / f"{part}.parquet") for name in ("alone", "together"))
+        pd.testing.assert_frame_equal(two, one, atol=1e-3, rtol=1e-3)
 
 
 def test_one_process_alone_hears_itself():
