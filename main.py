@@ -23,7 +23,7 @@ from files import InputError, read_json, write_json
 from inputs import read_inputs
 from lock import hold
 from processes import end, exit_code, run_program, stop_on_signals
-from record import UPSTREAM, Record, log_to
+from record import READS, Record, log_to
 from threads import fix_threads
 from verify import verify
 
@@ -172,10 +172,12 @@ class Pipeline:
             do()
 
     def _require_above(self, stage: str) -> None:
-        above = UPSTREAM[stage]
-        if above is not None and not self.record.is_done(above):
-            why = "; ".join(self.record.changes(above)) or "it was never finished"
-            raise InputError(f"STAGES: {stage} needs the stage {above} of the same settings ({why}). Add it to STAGES.")
+        for above in READS[stage]:
+            if not self.record.is_done(above):
+                why = "; ".join(self.record.changes(above)) or "it was never finished"
+                raise InputError(
+                    f"STAGES: {stage} needs the stage {above} of the same settings ({why}). Add it to STAGES."
+                )
 
     def _join(self):
         """The devices and workers that train stage 1."""

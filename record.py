@@ -31,7 +31,13 @@ ARTEFACTS = {  # what each stage leaves in the run's folder
     "explain": ("explain", "explained_cohort"),
     "report": ("report.html", "metrics.json", "figures"),
 }
-UPSTREAM = {"cnn": None, "features": "cnn", "tlstm": "features", "explain": "tlstm", "report": "features"}
+READS = {  # the stages whose files each stage reads, the one whose settings it depends on last
+    "cnn": (),
+    "features": ("cnn",),
+    "tlstm": ("features",),
+    "explain": ("cnn", "tlstm"),
+    "report": ("features",),
+}
 DEPENDS = {  # the settings that a stage's result depends on, beside those of the stages above it
     "cnn": (
         "SEED TARGET_SHAPE RESAMPLE WIDTH NORM PRECISION DROPOUT_RATE LOSS TIES VISIT_ORDER_WEIGHT BATCH_SIZE RISK_SET "
@@ -91,8 +97,8 @@ class Record:
     def needs(self, stage: str) -> dict[str, Any]:
         """What a stage's result depends on: its settings, the input, and the same of the stage above it."""
         settings = {name: json.loads(self.config.model_dump_json())[name] for name in DEPENDS[stage].split()}
-        above = UPSTREAM[stage]
-        return settings | (self.needs(above) if above else {"the input": self.inputs})
+        above = READS[stage]
+        return settings | (self.needs(above[-1]) if above else {"the input": self.inputs})
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""

@@ -250,6 +250,11 @@ def test_features_that_were_spoilt_are_made_anew(finished, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"features: done anew, since it depends on what has changed: {spoilt}" in done.stderr
     assert path.read_bytes() == (source / "features" / "train.parquet").read_bytes()
+    weights = folder / "cnn" / "best.weights.h5"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--EXPLAIN=lowest", "--STAGES=explain", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "explain needs the stage cnn of the same settings (cnn/best.weights.h5: changed, other" in done.stderr
 
 
 def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):

@@ -10,7 +10,7 @@ import files
 from config import read_config
 from data import Grid
 from files import InputError, read_json
-from record import DEPENDS, UPSTREAM, Record, digest
+from record import DEPENDS, READS, Record, digest
 
 GRID = Grid((4, 5, 6), np.eye(4))
 
@@ -32,7 +32,7 @@ def do(record, *stages):
 def test_every_setting_that_a_stage_depends_on_exists(record):
     settings = record().config.model_dump()
     assert [name for names in DEPENDS.values() for name in names.split() if name not in settings] == []
-    assert set(DEPENDS) == set(UPSTREAM) - {"report"}
+    assert set(DEPENDS) == set(READS) - {"report"}
 
 
 def test_what_is_done_is_known_by_the_next_run(record):
