@@ -82,7 +82,7 @@ class Pipeline:
         if "report" in self.config.STAGES:
             self._require_above("report")
             self.report()
-            self.record.finish("report")
+            self.record.finish("report", {"done": True})
 
     def help_to_train(self, workers) -> None:
         """What another worker than the first does: it trains with it, and writes nothing but its cache.

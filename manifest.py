@@ -1,14 +1,72 @@
-"""The files of a finished stage: their sizes and hashes, so that what was lost or changed since is noticed."""
+"""What a run has left: its record, and its files' sizes and hashes, so that what was lost or changed is noticed."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from files import InputError, read_json
+
+RECORD = "config.json"  # in the run's folder
+MOST_THREADS = 4096
 BACKUP = "backup"  # folders of what a stopped training goes on from: nobody misses it later
 
 
-def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+class Entry(TypedDict):
+    """A file of a stage."""
+
+    size: int  # bytes
+    sha256: str
+
+
+class Stage(TypedDict, total=False):
+    """A stage that was begun."""
+
+    done: Required[bool]
+    needs: dict[str, Any]  # the settings and the input that it depends on
+    files: dict[str, Entry]  # by their path in the run's folder
+    seconds: float
+
+
+class Machine(TypedDict, total=False):
+    """Where the run was begun."""
+
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]
+
+
+class Run(TypedDict, total=False):
+    """What programs read of a run's record; people read more in it."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+    settings: dict[str, Any]
+    grid: dict[str, Any]
+    machine: Machine
+    stages: dict[str, Stage]
+
+
+RUN = TypeAdapter(Run)
+
+
+def read_record(folder: Path) -> Run:
+    """The record of the run in a folder, empty if there is none.
+
+    Raises:
+        InputError: it is not one, or was changed by hand into none; names every wrong place.
+    """
+    path = folder / RECORD
+    try:
+        return RUN.validate_python(read_json(path))
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InputError(
+            f"{path}: expected the record of a run, received another: {places}. Delete it, and the run begins anew."
+        ) from error
+
+
+def list_files(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
     """Size and SHA-256 of files, by their path relative to the run's folder.
 
     Args:
@@ -24,7 +82,7 @@ def list_files(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def find_damage(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def find_damage(folder: Path, listed: Mapping[str, Entry]) -> list[str]:
     """What is missing or not as `list_files` found it.
 
     Args:
@@ -36,7 +94,7 @@ def find_damage(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> list[s
     return [line for name, known in listed.items() if (line := _damage(folder / name, name, known))]
 
 
-def _damage(path: Path, name: str, known: Mapping[str, Any]) -> str | None:
+def _damage(path: Path, name: str, known: Entry) -> str | None:
     if not path.is_file():
         return f"{name}: missing"
     if (size := path.stat().st_size) != known["size"]:

@@ -13,8 +13,8 @@ import pandas as pd
 
 from config import Config, read_config
 from data import Grid, build_cache
-from files import InputError, read_json, written_whole
-from manifest import find_damage
+from files import InputError, written_whole
+from manifest import RECORD, find_damage, read_record
 from predictions import curve_years
 from processes import end, exit_code, stop_on_signals
 from tables import ON_DISK, read_scans, refuse
@@ -59,12 +59,11 @@ def predict(config: Config) -> Path:
 
 def _read_run(folder: Path) -> tuple[Config, Grid]:
     """The settings of a finished run, and the grid of its scans."""
-    path = folder / "config.json"
-    record = read_json(path)
+    record = read_record(folder)
+    stages = record.get("stages", {})
+    if not all(stage in stages and stages[stage]["done"] for stage in ("cnn", "tlstm")):
+        raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
     try:
-        stages = record["stages"] if record else {}
-        if not stages.get("tlstm", {}).get("done"):
-            raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
         damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
         refuse(f"{folder} is not as its run left it", damage, "Run main.py again, which makes them anew.")
         x, y, z = map(int, record["grid"]["shape"])
@@ -74,9 +73,9 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         return Config(**record["settings"]), Grid((x, y, z), affine)
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: expected the record of a run, received another: {error!r}. Run main.py again."
+            f"{folder / RECORD}: expected the record of a run, received another: {error!r}. Run main.py again."
         ) from error
 
 

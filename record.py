@@ -16,8 +16,8 @@ from typing import Any
 
 from config import Config
 from data import Grid
-from files import naming, read_json, write_json
-from manifest import find_damage, list_files
+from files import naming, write_json
+from manifest import RECORD, Stage, find_damage, list_files, read_record
 from tables import refuse
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class Record:
 
     def __init__(self, config: Config, inputs: str | None = None, grid: Grid | None = None, threads: int | None = None):
         self.config, self.inputs, self.grid, self.threads = config, inputs, grid, threads
-        self.path = config.OUTPUT_DIR / "config.json"
-        self.stages: dict[str, Any] = read_json(self.path).get("stages", {})
+        self.path = config.OUTPUT_DIR / RECORD
+        self.stages = read_record(config.OUTPUT_DIR).get("stages", {})
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
-        assert self.grid is not None
+        assert self.grid is not None and self.threads is not None
         write_json(
             self.path,
             {
@@ -102,14 +102,14 @@ class Record:
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""
-        return bool(self.stages.get(stage, {}).get("done")) and not self.changes(stage)
+        return stage in self.stages and self.stages[stage]["done"] and not self.changes(stage)
 
     def changes(self, stage: str) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
-        known = self.stages.get(stage, {})
-        old, new = known.get("needs"), self.needs(stage)
-        if old is None:
+        known = self.stages.get(stage)
+        if known is None:
             return []
+        old, new = known.get("needs", {}), self.needs(stage)
         differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         return [
             name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}"
@@ -135,10 +135,10 @@ class Record:
     @contextmanager
     def doing(self, stage: str) -> Iterator[None]:
         """Mark a stage as begun, and, if nothing is raised, as done."""
-        changes, begun = self.changes(stage), self.stages.get(stage, {})
+        changes, begun = self.changes(stage), self.stages.get(stage)
         for change in changes:
             logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
-        resumes = not begun.get("done", True) and not changes
+        resumes = begun is not None and not begun["done"] and not changes
         for folder in () if resumes else GOES_ON_FROM[stage]:  # before the record says that it has begun
             shutil.rmtree(self.config.OUTPUT_DIR / folder, ignore_errors=True)
         self.stages[stage] = {"needs": self.needs(stage), "done": False}
@@ -146,12 +146,12 @@ class Record:
         self.write()
         began = time.monotonic()
         yield
-        self.finish(stage, needs=self.needs(stage), seconds=round(time.monotonic() - began, 1))
+        self.finish(stage, {"needs": self.needs(stage), "seconds": round(time.monotonic() - began, 1), "done": True})
 
-    def finish(self, stage: str, **known: Any) -> None:
+    def finish(self, stage: str, known: Stage) -> None:
         """Mark a stage as done, with what it left."""
         files = list_files(self.config.OUTPUT_DIR, ARTEFACTS[stage])
-        self.stages[stage] = known | {"done": True, "files": files}
+        self.stages[stage] = {**known, "files": files}
         self.write()
 
 

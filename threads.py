@@ -7,7 +7,7 @@ from pathlib import Path
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
-from files import read_json
+from manifest import read_record
 
 READ_AT_LOADING = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # by libraries, and programs we run
 
@@ -25,7 +25,7 @@ def fix_threads(folder: Path) -> int:
     """
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     cores = min(cpu_count(), int(allowed) if allowed.isdigit() else cpu_count())
-    threads = read_json(folder / "config.json").get("machine", {}).get("threads", cores)
+    threads = read_record(folder).get("machine", {}).get("threads", cores)
     if threads > cores:
         logger.warning(
             "the run began with %d threads and keeps them, so that its numbers stay the same; here are %d cores, so it "

@@ -21,9 +21,9 @@ import simulate
 import tables
 from config import Config
 from data import Grid, preprocess, read_grid, read_image
-from files import InputError, read_json
+from files import InputError
 from inputs import cache_folder, read_tables, simulated_folder
-from manifest import find_damage
+from manifest import find_damage, read_record
 from record import ARTEFACTS
 from threads import fix_threads
 
@@ -66,14 +66,14 @@ def verify(config: Config) -> None:
 
 def _check_run(folder: Path) -> list[str]:
     """Print how each finished stage's files are; returns what is wrong."""
-    stages = read_json(folder / "config.json").get("stages", {})
+    stages = read_record(folder).get("stages", {})
     print(f"The run in {folder}" + ("" if stages else ": none yet"))
     problems = []
     for stage in (stage for stage in ARTEFACTS if stage in stages):
         files = stages[stage].get("files", {})
         damage = find_damage(folder, files)
         whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
-        state = f"{whole}, all as the stage left them" if stages[stage].get("done") else "begun, not done"
+        state = f"{whole}, all as the stage left them" if stages[stage]["done"] else "begun, not done"
         print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
         problems += [f"{stage}: {line}" for line in damage]
     return problems

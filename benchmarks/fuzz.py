@@ -32,6 +32,9 @@ import tables
 from config import Config, read_config
 from data import preprocess, read_image
 from files import InputError, read_json, write_json
+from manifest import RECORD, list_files, read_record
+from record import ARTEFACTS, Record
+from threads import fix_threads
 
 SHAPE = (16, 16, 16)
 TOKENS = [
@@ -39,6 +42,7 @@ TOKENS = [
     *["True", "'", '"', ";", "\t", "\0", "../x", "<script>", "\u0663", "\u066b", "9" * 40, "\r", "\n", "\ufeff"],
     "Unnamed: 0",
 ]
+VALUES = [None, True, 0, -1, 5, 1.5, 2**70, "", "x", "../x", "<script>", [], [1, "a"], {}, {"a": 1}]  # of JSON
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
@@ -71,6 +75,22 @@ def mutate_cells(content: bytes, rng: np.random.Generator) -> bytes:
     delimiter = str(rng.choice([",", ";", "\t"]))
     end = str(rng.choice(["\n", "\r\n", "\r"]))
     return end.join(delimiter.join(row) for row in rows).encode(str(rng.choice(["utf-8", "utf-8-sig", "utf-16"])))
+
+
+def mutate_values(content: bytes, rng: np.random.Generator) -> bytes:
+    """Put another value into some place of a JSON file."""
+    if rng.random() < 0.4:
+        return mutate(content, rng)
+    found = json.loads(content)
+    place, depth = found, int(rng.integers(0, 5))
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = keys[int(rng.integers(0, len(keys)))]
+        if depth == 0 or not isinstance(place[key], dict | list) or not place[key]:
+            break
+        place, depth = place[key], depth - 1
+    place[key] = VALUES[int(rng.integers(0, len(VALUES)))]
+    return json.dumps(found).encode()
 
 
 class Reader:
@@ -194,7 +214,25 @@ def json_reader(folder: Path) -> Reader:
     """A run's record or figures."""
     path = folder / "metrics.json"
     write_json(path, {"cnn": {"test": {"c_index": {"value": 0.7, "low": 0.6, "high": 0.8}, "auc": None}}, "n": [1, 2]})
-    return Reader("JSON", path, read_json, check_json)
+    return Reader("JSON", path, read_json, check_json, mutate_values)
+
+
+def record_reader(folder: Path) -> Reader:
+    """What a run says of itself: settings, threads, stages with their files."""
+    path = folder / "run" / RECORD
+    stages = {
+        name: {"done": True, "needs": {"SEED": 0}, "files": list_files(folder, ["scan.nii"])} for name in ARTEFACTS
+    }
+    machine = {"cores": 2, "threads": 2}
+    write_json(path, {"settings": {"SEED": 0}, "machine": machine, "stages": stages, "seed": 0})
+
+    def read(path: Path) -> dict:
+        found = read_record(path.parent)
+        record = Record(read_config([f"--OUTPUT_DIR={path.parent}"]), "input")
+        changes = {stage: record.changes(stage) for stage in ("cnn", "explain")}
+        return {**found, "changes": changes, "threads": fix_threads(path.parent)}
+
+    return Reader("a run's record", path, read, check_json, mutate_values)
 
 
 def model_readers(folder: Path) -> list[Reader]:
@@ -267,7 +305,7 @@ def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         readers = [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
-        readers += [weights_reader(folder), state_reader(folder)]
+        readers += [record_reader(folder), weights_reader(folder), state_reader(folder)]
         share = -(-cases // (len(readers) + 1))
         found = {reader.name: reader.run(share, rng, kept) for reader in readers}
     logging.disable(logging.NOTSET)

@@ -22,7 +22,7 @@ WITH_FILES = settings(max_examples=100, deadline=None, suppress_health_check=[He
 def test_no_reader_raises_anything_but_its_own_error(tmp_path, capsys):
     found = fuzz.run(400, seed=1, kept=tmp_path / "bugs")
     assert all(counts["bug"] == 0 for counts in found.values()), capsys.readouterr().out
-    assert len(found) == 12 and all(counts["refused"] for counts in found.values())
+    assert len(found) == 13 and all(counts["refused"] for counts in found.values())
     assert found["NIfTI"]["accepted"] and found["feature table"]["accepted"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import files
 from config import read_config
 from data import Grid
-from files import InputError, read_json
+from files import InputError, read_json, write_json
 from record import DEPENDS, READS, Record, digest
 
 GRID = Grid((4, 5, 6), np.eye(4))
@@ -18,7 +18,7 @@ GRID = Grid((4, 5, 6), np.eye(4))
 @pytest.fixture
 def record(tmp_path):
     def make(*arguments, inputs="input"):
-        return Record(read_config([f"--OUTPUT_DIR={tmp_path}", *arguments]), inputs, GRID)
+        return Record(read_config([f"--OUTPUT_DIR={tmp_path}", *arguments]), inputs, GRID, 2)
 
     return make
 
@@ -104,6 +104,23 @@ def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     assert not record().is_done("cnn") and not record().is_done("features")
     leave(tmp_path, "features/train.parquet", "hello"[::-1])
     assert record().changes("features") == ["features/train.parquet: changed, other contents of the same size"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"stages": {"cnn": {"done": 1}}}, "stages.cnn.done: Input should be a valid boolean"),
+        ({"stages": {"cnn": {}}}, "stages.cnn.done: Field required"),
+        ({"stages": {"cnn": {"done": True, "files": {"a": {"size": "1", "sha256": ""}}}}}, "stages.cnn.files.a.size: "),
+        ({"stages": []}, "stages: Input should be a valid dictionary"),
+        ({"machine": {"threads": 0}}, "machine.threads: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_record_that_is_none_is_refused_by_its_places(record, tmp_path, change, told):
+    record().write()
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
+    with pytest.raises(InputError, match=rf"config\.json: expected the record of a run, received another: {told}"):
+        record()
 
 
 def test_require_refuses_what_auto_does_anew(record, tmp_path):
