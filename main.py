@@ -147,6 +147,8 @@ class Pipeline:
         """Evaluate every model on the same split, write the page, and print the table."""
         import report
 
+        damage = self.record.damage()
+        tables.refuse("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
         path = self.folder / "metrics.json"
         crossed = {name: found for name, found in read_json(path).items() if name in ("cv", "folds")}
         write_json(path, self._evaluate() | crossed)

@@ -117,6 +117,15 @@ class Record:
             if name != "the input" or self.inputs is not None
         ] + find_damage(self.config.OUTPUT_DIR, known.get("files", {}))
 
+    def damage(self) -> list[str]:
+        """What was lost or changed of the finished stages' files that a report shows."""
+        return [
+            f"{stage}: {line}"
+            for stage, known in self.stages.items()
+            if stage != "report"
+            for line in find_damage(self.config.OUTPUT_DIR, known.get("files", {}))
+        ]
+
     def refuse_changes(self) -> None:
         """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
 

@@ -255,6 +255,10 @@ def test_features_that_were_spoilt_are_made_anew(finished, tmp_path):
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--EXPLAIN=lowest", "--STAGES=explain", cwd=tmp_path)
     assert done.returncode == 2
     assert "explain needs the stage cnn of the same settings (cnn/best.weights.h5: changed, other" in done.stderr
+    (folder / "tlstm" / "history.csv").write_text("spoilt")
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=report", cwd=tmp_path)
+    assert done.returncode == 2 and "The page can't be made (2):\n  cnn: cnn/best.weights" in done.stderr
+    assert "  tlstm: tlstm/history.csv: changed, expected" in done.stderr
 
 
 def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
