@@ -82,25 +82,25 @@ def list_files(folder: Path, names: Iterable[str]) -> dict[str, Entry]:
     }
 
 
-def find_damage(folder: Path, listed: Mapping[str, Entry]) -> list[str]:
+def find_damage(folder: Path, listed: Mapping[str, Entry]) -> dict[str, str]:
     """What is missing or not as `list_files` found it.
 
     Args:
         folder: of the run.
         listed: of `list_files`.
     Returns:
-        A line for each such file.
+        What happened to each such file, by its path.
     """
-    return [line for name, known in listed.items() if (line := _damage(folder / name, name, known))]
+    return {name: what for name, known in listed.items() if (what := _damage(folder / name, known))}
 
 
-def _damage(path: Path, name: str, known: Entry) -> str | None:
+def _damage(path: Path, known: Entry) -> str | None:
     if not path.is_file():
-        return f"{name}: missing"
+        return "missing"
     if (size := path.stat().st_size) != known["size"]:
-        return f"{name}: changed, expected {known['size']} bytes, received {size}"
+        return f"changed, expected {known['size']} bytes, received {size}"
     if _hash(path) != known["sha256"]:
-        return f"{name}: changed, other contents of the same size"
+        return "changed, other contents of the same size"
     return None
 
 

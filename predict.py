@@ -65,7 +65,8 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
     try:
         damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
-        refuse(f"{folder} is not as its run left it", damage, "Run main.py again, which makes them anew.")
+        lines = [f"{name}: {what}" for name, what in damage.items()]
+        refuse(f"{folder} is not as its run left it", lines, "Run main.py again, which makes them anew.")
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)
         if affine.shape != (4, 4):

@@ -106,25 +106,26 @@ class Record:
 
     def changes(self, stage: str) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
-        known = self.stages.get(stage)
-        if known is None:
+        return self._other_needs(stage) + [f"{name}: {what}" for name, what in self._damage(stage).items()]
+
+    def damage(self) -> list[str]:
+        """What was lost or changed of the finished stages' files that a report shows."""
+        shown = [stage for stage in self.stages if stage != "report"]
+        return [f"{stage}: {name}: {what}" for stage in shown for name, what in self._damage(stage).items()]
+
+    def _other_needs(self, stage: str) -> list[str]:
+        if stage not in self.stages:
             return []
-        old, new = known.get("needs", {}), self.needs(stage)
+        old, new = self.stages[stage].get("needs", {}), self.needs(stage)
         differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         return [
             name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}"
             for name in differing
             if name != "the input" or self.inputs is not None
-        ] + find_damage(self.config.OUTPUT_DIR, known.get("files", {}))
-
-    def damage(self) -> list[str]:
-        """What was lost or changed of the finished stages' files that a report shows."""
-        return [
-            f"{stage}: {line}"
-            for stage, known in self.stages.items()
-            if stage != "report"
-            for line in find_damage(self.config.OUTPUT_DIR, known.get("files", {}))
         ]
+
+    def _damage(self, stage: str) -> dict[str, str]:
+        return find_damage(self.config.OUTPUT_DIR, self.stages[stage].get("files", {})) if stage in self.stages else {}
 
     def refuse_changes(self) -> None:
         """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
@@ -143,13 +144,16 @@ class Record:
 
     @contextmanager
     def doing(self, stage: str) -> Iterator[None]:
-        """Mark a stage as begun, and, if nothing is raised, as done."""
-        changes, begun = self.changes(stage), self.stages.get(stage)
-        for change in changes:
+        """Mark a stage as begun, and, if nothing is raised, as done.
+
+        What it goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the same
+        settings; nothing otherwise.
+        """
+        for change in self.changes(stage):
             logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
-        resumes = begun is not None and not begun["done"] and not changes
-        for folder in () if resumes else GOES_ON_FROM[stage]:  # before the record says that it has begun
-            shutil.rmtree(self.config.OUTPUT_DIR / folder, ignore_errors=True)
+        anew = stage not in self.stages or self._other_needs(stage)
+        for name in GOES_ON_FROM[stage] if anew else map(_made_with, self._damage(stage)):
+            _remove(self.config.OUTPUT_DIR / name)  # before the record says that it has begun
         self.stages[stage] = {"needs": self.needs(stage), "done": False}
         self.stages.pop("report", None)  # it tells of what was before
         self.write()
@@ -162,6 +166,19 @@ class Record:
         files = list_files(self.config.OUTPUT_DIR, ARTEFACTS[stage])
         self.stages[stage] = {**known, "files": files}
         self.write()
+
+
+def _made_with(name: str) -> str:
+    """What has to be made anew together with a damaged file: a training's weights need all of its folder."""
+    folder = Path(name).parent
+    return str(folder) if name.endswith(".weights.h5") or folder.parts[0] in ARTEFACTS["explain"] else name
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def log_to(path: Path) -> None:

@@ -75,7 +75,7 @@ def _check_run(folder: Path) -> list[str]:
         whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
         state = f"{whole}, all as the stage left them" if stages[stage]["done"] else "begun, not done"
         print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
-        problems += [f"{stage}: {line}" for line in damage]
+        problems += [f"{stage}: {name}: {what}" for name, what in damage.items()]
     return problems
 
 

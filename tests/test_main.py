@@ -246,10 +246,13 @@ def test_features_that_were_spoilt_are_made_anew(finished, tmp_path):
     assert f"tlstm needs the stage features of the same settings ({spoilt})" in done.stderr
     told = run("--VERIFY", *SMALL, f"--OUTPUT_DIR={folder}", cwd=tmp_path)
     assert told.returncode == 2 and f"features: {spoilt}" in told.stderr
-    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=features", cwd=tmp_path)
+    (folder / "cnn" / "history.csv").write_text("spoilt")
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--STAGES=cnn,features", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "stage 1 goes on after epoch 2, step 0" in done.stderr  # nothing is trained anew for the sake of a table
     assert f"features: done anew, since it depends on what has changed: {spoilt}" in done.stderr
-    assert path.read_bytes() == (source / "features" / "train.parquet").read_bytes()
+    for name in ("cnn/history.csv", "cnn/best.weights.h5", "features/train.parquet"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
     weights = folder / "cnn" / "best.weights.h5"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--EXPLAIN=lowest", "--STAGES=explain", cwd=tmp_path)

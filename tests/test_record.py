@@ -91,6 +91,29 @@ def leave(tmp_path, name, text="whole"):
     return path
 
 
+@pytest.mark.parametrize(
+    ("stage", "damaged", "kept"),
+    [
+        ("cnn", "cnn/history.csv", {"cnn/best.weights.h5", "cnn/backup/state.npz"}),
+        ("cnn", "cnn/best.weights.h5", set()),
+        ("features", "cnn/crossfit/0/features.parquet", {"cnn/crossfit/0/best.weights.h5", "cnn/crossfit/1/a"}),
+        ("features", "cnn/crossfit/0/best.weights.h5", {"cnn/crossfit/1/a"}),
+        ("explain", "explain/a1/shap.png", {"explain/b1/metrics.json", "explained_cohort/mean.png"}),
+        ("explain", "explained_cohort/mean.png", {"explain/a1/metrics.json", "explain/b1/metrics.json"}),
+    ],
+)
+def test_only_what_is_damaged_is_made_anew(record, tmp_path, stage, damaged, kept):
+    """A stage that was done goes on from the rest, as a stopped one does."""
+    with record().doing(stage):
+        for name in {damaged} | kept:
+            leave(tmp_path, name)
+        if stage == "explain":
+            leave(tmp_path, "explain/a1/metrics.json")
+    leave(tmp_path, damaged, "spoilt")
+    with record().doing(stage):
+        assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*/*") if path.is_file()} == kept
+
+
 def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     first = record()
     for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):

@@ -84,13 +84,13 @@ def test_damage_is_named_by_file(verified, tmp_path):
     (run / "cnn" / "lost").unlink()
     (run / "cnn" / "longer").write_text("abcd")
     (run / "cnn" / "other").write_text("abd")
-    damage = [
-        "cnn/longer: changed, expected 3 bytes, received 4",
-        "cnn/lost: missing",
-        "cnn/other: changed, other contents of the same size",
-    ]
+    damage = {
+        "cnn/longer": "changed, expected 3 bytes, received 4",
+        "cnn/lost": "missing",
+        "cnn/other": "changed, other contents of the same size",
+    }
     assert find_damage(run, files) == damage
     with pytest.raises(InputError) as found:
         verified("--SIM_SUBJECTS=20")
     told = str(found.value).splitlines()
-    assert told[1:4] == [f"  cnn: {line}" for line in damage]
+    assert told[1:4] == [f"  cnn: {name}: {what}" for name, what in damage.items()]
