@@ -59,7 +59,10 @@ class Workers:
             mine = np.arange(len(batches)).reshape(-1, self.number, here)[:, context.input_pipeline_id]
             chosen = [batches[int(one)] for one in mine.ravel()]
             rows = tf.data.Dataset.from_tensor_slices(tf.ragged.constant([list(map(int, one)) for one in chosen]))
-            return tf.data.Dataset.zip(make_dataset(entries, shape, chosen), rows).repeat()
+            options = tf.data.Options()  # else TensorFlow adds buffers of its own, of whole batches
+            options.autotune.enabled = False
+            options.experimental_optimization.apply_default_optimizations = False
+            return tf.data.Dataset.zip(make_dataset(entries, shape, chosen), rows).repeat().with_options(options)
 
         return self.strategy.distribute_datasets_from_function(pipeline)
 
