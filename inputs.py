@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from joblib import parallel_config
 from nibabel.processing import resample_from_to
 
 import simulate
@@ -16,6 +17,8 @@ from config import Config
 from data import Cache, build_cache, is_whole
 from files import remove_temporaries
 from record import digest
+
+IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,27 @@ def read_inputs(config: Config) -> Inputs:
         InputError: rows or scans that can't be used, all of them named.
     """
     simulated = simulated_folder(config)
-    if simulated is not None:
-        simulate.write_cohort(
-            simulated,
-            num_subjects=config.SIM_SUBJECTS,
-            nuisance=config.SIM_NUISANCE,
-            effect=config.SIM_EFFECT,
-            seed=config.SEED,
+    with parallel_config("loky", idle_worker_timeout=IDLE):
+        if simulated is not None:
+            simulate.write_cohort(
+                simulated,
+                num_subjects=config.SIM_SUBJECTS,
+                nuisance=config.SIM_NUISANCE,
+                effect=config.SIM_EFFECT,
+                seed=config.SEED,
+                jobs=config.NUM_WORKERS,
+            )
+        parts = read_tables(config)
+        remove_temporaries(cache_folder(config))
+        cache = build_cache(
+            pd.concat([parts[name] for name in tables.PARTS]),
+            shape=config.TARGET_SHAPE,
+            folder=cache_folder(config),
+            resample=config.RESAMPLE,
+            max_voxels=config.MAX_VOXELS,
             jobs=config.NUM_WORKERS,
+            scheduler=config.SCHEDULER,
         )
-    parts = read_tables(config)
-    remove_temporaries(cache_folder(config))
-    cache = build_cache(
-        pd.concat([parts[name] for name in tables.PARTS]),
-        shape=config.TARGET_SHAPE,
-        folder=cache_folder(config),
-        resample=config.RESAMPLE,
-        max_voxels=config.MAX_VOXELS,
-        jobs=config.NUM_WORKERS,
-        scheduler=config.SCHEDULER,
-    )
     return Inputs(parts, cache, simulated)
 
 
