@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from files import InputError, read_json
@@ -13,6 +13,12 @@ from files import InputError, read_json
 RECORD = "config.json"  # in the run's folder
 MOST_THREADS = 4096
 BACKUP = "backup"  # folders of what a stopped training goes on from: nobody misses it later
+
+
+def _inside(name: str) -> str:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError("expected a path within the run's folder")
+    return name
 
 
 class Entry(TypedDict):
@@ -27,7 +33,7 @@ class Stage(TypedDict, total=False):
 
     done: Required[bool]
     needs: dict[str, Any]  # the settings and the input that it depends on
-    files: dict[str, Entry]  # by their path in the run's folder
+    files: dict[Annotated[str, AfterValidator(_inside)], Entry]  # by their path in the run's folder
     seconds: float
 
 
@@ -92,6 +98,11 @@ def find_damage(folder: Path, listed: Mapping[str, Entry]) -> dict[str, str]:
         What happened to each such file, by its path.
     """
     return {name: what for name, known in listed.items() if (what := _damage(folder / name, known))}
+
+
+def in_words(damage: Mapping[str, str]) -> list[str]:
+    """A line for each damaged file."""
+    return [f"{name}: {what}" for name, what in damage.items()]
 
 
 def _damage(path: Path, known: Entry) -> str | None:

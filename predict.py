@@ -14,7 +14,7 @@ import pandas as pd
 from config import Config, read_config
 from data import Grid, build_cache
 from files import InputError, written_whole
-from manifest import RECORD, find_damage, read_record
+from manifest import RECORD, find_damage, in_words, read_record
 from predictions import curve_years
 from processes import end, exit_code, stop_on_signals
 from tables import ON_DISK, read_scans, refuse
@@ -65,8 +65,7 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
     try:
         damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
-        lines = [f"{name}: {what}" for name, what in damage.items()]
-        refuse(f"{folder} is not as its run left it", lines, "Run main.py again, which makes them anew.")
+        refuse(f"{folder} is not as its run left it", in_words(damage), "Run main.py again, which makes them anew.")
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)
         if affine.shape != (4, 4):

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 
 from config import Config
 from data import Grid
-from files import naming, write_json
-from manifest import RECORD, Stage, find_damage, list_files, read_record
+from files import InputError, naming, write_json
+from manifest import RECORD, Stage, find_damage, in_words, list_files, read_record
 from tables import refuse
 
 logger = logging.getLogger(__name__)
@@ -106,12 +106,12 @@ class Record:
 
     def changes(self, stage: str) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
-        return self._other_needs(stage) + [f"{name}: {what}" for name, what in self._damage(stage).items()]
+        return self._other_needs(stage) + in_words(self._damage(stage))
 
     def damage(self) -> list[str]:
         """What was lost or changed of the finished stages' files that a report shows."""
         shown = [stage for stage in self.stages if stage != "report"]
-        return [f"{stage}: {name}: {what}" for stage in shown for name, what in self._damage(stage).items()]
+        return [f"{stage}: {line}" for stage in shown for line in in_words(self._damage(stage))]
 
     def _other_needs(self, stage: str) -> list[str]:
         if stage not in self.stages:
@@ -149,11 +149,14 @@ class Record:
         What it goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the same
         settings; nothing otherwise.
         """
-        for change in self.changes(stage):
+        other, damage = self._other_needs(stage), self._damage(stage)
+        for change in other + in_words(damage):
             logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
-        anew = stage not in self.stages or self._other_needs(stage)
-        for name in GOES_ON_FROM[stage] if anew else map(_made_with, self._damage(stage)):
-            _remove(self.config.OUTPUT_DIR / name)  # before the record says that it has begun
+        if stage not in self.stages or other:  # removed before the record says that it has begun
+            for folder in GOES_ON_FROM[stage]:
+                shutil.rmtree(self.config.OUTPUT_DIR / folder, ignore_errors=True)
+        else:
+            _remove_with_its_like(self.config.OUTPUT_DIR, stage, damage)
         self.stages[stage] = {"needs": self.needs(stage), "done": False}
         self.stages.pop("report", None)  # it tells of what was before
         self.write()
@@ -168,17 +171,26 @@ class Record:
         self.write()
 
 
-def _made_with(name: str) -> str:
-    """What has to be made anew together with a damaged file: a training's weights need all of its folder."""
-    folder = Path(name).parent
-    return str(folder) if name.endswith(".weights.h5") or folder.parts[0] in ARTEFACTS["explain"] else name
+def _remove_with_its_like(folder: Path, stage: str, damage: Iterable[str]) -> None:
+    """Remove damaged files and what has to be made together with them: a training's, a scan's, or the cohort's folder.
 
+    Nothing is removed but what lies in the stage's own folders, whatever the record names.
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    Raises:
+        InputError: a link leads out of the run's folder.
+    """
+    for name in map(Path, damage):
+        if not any(Path(root) in name.parents for root in ARTEFACTS[stage]):
+            continue
+        path = folder / (name.parent if name.name.endswith(".weights.h5") or stage == "explain" else name)
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{path}: is damaged, and a link leads to it. Remove what the link leads to, and run again."
+            )
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def log_to(path: Path) -> None:

@@ -114,6 +114,32 @@ def test_only_what_is_damaged_is_made_anew(record, tmp_path, stage, damaged, kep
         assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*/*") if path.is_file()} == kept
 
 
+@pytest.mark.parametrize("name", ["explain", "splits/a.csv", "a.weights.h5", "cnn", "cnn/best.weights.h5"])
+def test_a_record_that_names_others_files_removes_none_of_them(record, tmp_path, name):
+    with record().doing("explain"):
+        leave(tmp_path, "explain/a1/metrics.json")
+    for kept in ("splits/a.csv", "cnn/history.csv"):
+        leave(tmp_path, kept)
+    known = read_json(tmp_path / "config.json")
+    known["stages"]["explain"]["files"][name] = {"size": 1, "sha256": ""}
+    write_json(tmp_path / "config.json", known)
+    with record().doing("explain"):
+        for kept in ("splits/a.csv", "cnn/history.csv", "explain/a1/metrics.json", "config.json"):
+            assert (tmp_path / kept).exists()
+
+
+def test_what_a_link_leads_to_is_not_removed(record, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / "explain").symlink_to(elsewhere)
+    with record().doing("explain"):
+        leave(tmp_path, "explain/a1/metrics.json")
+        leave(tmp_path, "explain/a1/shap.png")
+    leave(tmp_path, "explain/a1/shap.png", "spoilt")
+    with pytest.raises(InputError, match="a1: is damaged, and a link leads to it"), record().doing("explain"):
+        pass
+    assert (elsewhere / "a1" / "metrics.json").exists()
+
+
 def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     first = record()
     for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):
@@ -135,6 +161,10 @@ def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
         ({"stages": {"cnn": {"done": 1}}}, "stages.cnn.done: Input should be a valid boolean"),
         ({"stages": {"cnn": {}}}, "stages.cnn.done: Field required"),
         ({"stages": {"cnn": {"done": True, "files": {"a": {"size": "1", "sha256": ""}}}}}, "stages.cnn.files.a.size: "),
+        (
+            {"stages": {"cnn": {"done": True, "files": {"../a": {"size": 1, "sha256": ""}}}}},
+            "stages.cnn.files.../a.*within",
+        ),
         ({"stages": []}, "stages: Input should be a valid dictionary"),
         ({"machine": {"threads": 0}}, "machine.threads: Input should be greater than or equal to 1"),
     ],
