@@ -136,7 +136,7 @@ class Config(BaseSettings):
     """Momentum of the averaged weights that validation and features use; 0: the weights themselves."""
     RECOMPUTE: bool = False
     """Keep only what passes between the network's stages and compute the rest again for the gradient; on a CPU it has
-    saved 3 % of the memory at best."""
+    saved 5 % of the memory at best."""
     EPOCHS: Count = 8
     """Most epochs; a step takes RISK_SET subjects with all their scans."""
     PATIENCE: Count = 8

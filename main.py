@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +229,9 @@ class Pipeline:
             "train": train.Part.of(self.inputs.parts["train"][rows], entries),
             "val": train.Part.of(self.inputs.parts["val"], self.inputs.entries("val")),
         }
-        options = {field.name: getattr(self.config, field.name.upper()) for field in fields(train.Options)}
+        options = train.Options.of(self.config)
         saving = {"workers": workers, "save_seconds": self.config.SAVE_SECONDS}
-        train.train(model, parts, train.Options(**options), folder, **saving)
+        train.train(model, parts, options, folder, **saving)
 
     def _features(self, model, name: str) -> pd.DataFrame:
         """The feature table of a part."""

@@ -135,9 +135,7 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
             file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
         if sum(sizes) > LARGEST_FILE * model.count_params():
             raise ValueError(f"expected {model.count_params()} weights, received {sum(sizes)} numbers")
-        with warnings.catch_warnings(
-            action="error", category=UserWarning
-        ):  # Keras warns of a layer that stays as it was drawn
+        with warnings.catch_warnings(action="error", category=UserWarning):  # of a layer that stays as it was drawn
             _bare(model).load_weights(path)
         if not all(np.isfinite(weights).all() for weights in model.get_weights()):
             raise ValueError("expected finite weights")

@@ -9,7 +9,7 @@ that of one device.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -49,6 +49,11 @@ class Options:
     augment_gain: float = 0.1
     augment_noise: float = 0.0
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: Any) -> "Options":
+        """From settings, whose names are these in capitals."""
+        return cls(**{field.name: getattr(config, field.name.upper()) for field in fields(cls)})
 
     @property
     def augmentation(self) -> Augmentation:
@@ -201,9 +206,8 @@ class Steps:
         flat = strategy.run(lambda: tf.concat([tf.reshape(gradient, [-1]) for gradient in self.gradients], 0))
         parts = tf.split(strategy.reduce(tf.distribute.ReduceOp.SUM, flat, axis=None), self.sizes)
         total = [tf.reshape(part, weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
-        limit = self.options.clip_norm * tf.cast(
-            self._scale(), total[0].dtype
-        )  # what accumulated is scaled; the optimiser divides
+        scale = tf.cast(self._scale(), total[0].dtype)  # what accumulated is scaled; the optimiser divides
+        limit = self.options.clip_norm * scale
         clipped, _ = tf.clip_by_global_norm(total, limit)
         strategy.run(self._descend, args=(clipped,))
         for gradient in self.gradients:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from config import Config
 from data import Grid, preprocess, read_grid, read_image
 from files import InputError
 from inputs import cache_folder, read_tables, simulated_folder
-from manifest import find_damage, read_record
+from manifest import find_damage, in_words, read_record
 from record import ARTEFACTS
 from threads import fix_threads
 
@@ -75,7 +75,7 @@ def _check_run(folder: Path) -> list[str]:
         whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
         state = f"{whole}, all as the stage left them" if stages[stage]["done"] else "begun, not done"
         print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
-        problems += [f"{stage}: {name}: {what}" for name, what in damage.items()]
+        problems += [f"{stage}: {line}" for line in in_words(damage)]
     return problems
 
 
@@ -149,7 +149,7 @@ def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str])
     # A risk set that does not fit into memory is read twice; a part of it, of two batches, shows that as well.
     rows = np.arange(min(2 * config.BATCH_SIZE, round(config.RISK_SET * _visits(parts["train"]))), dtype=np.int32)
     years = np.ones(len(rows), np.float32)
-    options = Options(**{field.name: getattr(config, field.name.upper()) for field in fields(Options)})
+    options = Options.of(config)
     steps = Steps(model, options, (rows, years, years, rows % 2 == 0), Workers())
     split = steps.split(rows)
     noise = np.random.default_rng(0).normal(size=(len(split[0]), *config.TARGET_SHAPE, 1)).astype(np.float32)
@@ -159,12 +159,10 @@ def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str])
     def predict(volumes):
         return model(volumes, training=False)
 
-    begun = time.perf_counter()
     forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
     both = _seconds(lambda _: steps.step(rows, iter(batches), 0), STEPS)
-    done = time.perf_counter()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    start = begun - began + done - begun - STEPS * (forward + both)
+    start = time.perf_counter() - began - STEPS * (forward + both)
     return Rates(seconds, start, both / len(rows), forward / len(noise), memory, model.count_params())
 
 
