@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+from tensorflow.python.eager import context as runtime
 
 from data import make_dataset
 from files import InputError
@@ -19,6 +21,8 @@ from files import InputError
 logger = logging.getLogger(__name__)
 
 SLURM = "SLURM_STEP_NUM_TASKS"  # stands in the environment of every task that srun starts
+SILENCE = 120  # seconds without a sign of life after which a worker is lost; TensorFlow's 10 lose one that is paused
+FAREWELL = 600  # seconds that a worker waits for the others to finish what all have done together
 
 
 class Workers:
@@ -31,7 +35,7 @@ class Workers:
     def __init__(self, strategy: tf.distribute.Strategy | None = None):
         self.strategy = strategy or tf.distribute.get_strategy()
         self.devices = self.strategy.num_replicas_in_sync  # of all workers together
-        self.number, self.index = 1, 0
+        self.number, self.index, self.farewells = 1, 0, 0
         if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             resolver = self.strategy.cluster_resolver
             self.number, self.index = len(resolver.cluster_spec().job_tasks("worker")), resolver.task_id
@@ -87,7 +91,7 @@ class Workers:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Within this, that another worker is gone is an error of its own.
+        """Within this, that another worker is gone is an error of its own; every worker must enter and leave it.
 
         Raises:
             ConnectionError: another worker has stopped, or can't be reached.
@@ -97,9 +101,18 @@ class Workers:
         except tf.errors.OpError as error:
             if self.number == 1:
                 raise
-            raise ConnectionError(
-                f"another worker has stopped, or can't be reached ({type(error).__name__})"
-            ) from error
+            why = str(error).splitlines()[0]
+            raise ConnectionError(f"another worker has stopped, or can't be reached ({why})") from error
+        if self.number > 1:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Wait for the others: a process that ends while another still takes its last message loses that one."""
+        self.farewells += 1
+        try:
+            runtime.context().wait_at_barrier(f"farewell {self.farewells}", 1000 * FAREWELL)
+        except tf.errors.OpError as error:  # nothing is lost: what was to be done together is done
+            logger.info("another worker left without a farewell: %s", str(error).splitlines()[0])
 
     def _of_first(self, values: np.ndarray) -> np.ndarray:
         return self._sum(values if self.is_first else np.zeros_like(values))
@@ -135,6 +148,7 @@ def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int =
         tf.config.set_visible_devices(gpus[:devices], "GPU")
     if resolver:
         _expect(len(gpus), devices, "GPUs")
+        _be_patient(len(hosts))
         logger.info("worker %d of %s: waiting for the others", resolver.task_id, ", ".join(hosts))
         strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))  # again: TensorFlow has put its own there
@@ -142,6 +156,16 @@ def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int =
     there = tf.config.list_logical_devices("GPU" if gpus else "CPU")
     _expect(len(there), max(2, devices), "GPUs" if gpus else "devices, without a GPU")
     return Workers(tf.distribute.MirroredStrategy([device.name for device in there]))
+
+
+def _be_patient(number: int) -> None:
+    """Let a worker be silent for longer; the strategy, which has no such option, leaves a service that is configured."""
+    runtime.context().configure_coordination_service(
+        "standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=1000 * SILENCE,
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=number)],
+    )
 
 
 def _expect(there: int, wanted: int, kind: str) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -46,9 +47,16 @@ def start_workers(folder, kills=("", "")):
 
 
 def finish(*running):
-    for process in running:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said[-3000:]
+    """What each said; all must have ended well."""
+    try:
+        said = [process.communicate(timeout=280)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    codes = [process.returncode for process in running]
+    assert not any(codes), "\n".join(f"{code}: {words[-2000:]}" for code, words in zip(codes, said, strict=True))
+    return said
 
 
 def weights(folder, distribute):
@@ -93,7 +101,8 @@ def test_a_worker_dies_the_other_says_so_and_the_same_command_goes_on(folder, tm
     kills = ["", ""]
     kills[dies] = 5
     running = start_workers(tmp_path, kills)
-    assert running[dies].wait(300) == -signal.SIGKILL
+    running[dies].communicate(timeout=280)
+    assert running[dies].returncode == -signal.SIGKILL
     began = time.monotonic()
     _, said = running[1 - dies].communicate(timeout=90)
     assert time.monotonic() - began < 60
@@ -103,6 +112,52 @@ def test_a_worker_dies_the_other_says_so_and_the_same_command_goes_on(folder, tm
     for whole, resumed in zip(weights(folder, "multi_worker"), weights(tmp_path, "multi_worker"), strict=True):
         np.testing.assert_array_equal(resumed, whole)
     pd.testing.assert_frame_equal(history(tmp_path, "multi_worker"), history(folder, "multi_worker"), check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_worker_may_be_silent_for_a_while(folder, tmp_path):
+    """As one whose machine is suspended, or starved by others: TensorFlow gives it up after 10 seconds."""
+    running = start_workers(tmp_path)
+    while not (tmp_path / "multi_worker" / "backup" / "state.npz").exists():
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGSTOP)
+    time.sleep(20)
+    running[1].send_signal(signal.SIGCONT)
+    finish(*running)
+    for whole, paused in zip(weights(folder, "multi_worker"), weights(tmp_path, "multi_worker"), strict=True):
+        np.testing.assert_array_equal(paused, whole)
+
+
+LEAVES = f"""
+import os, sys, time
+sys.path.insert(0, {str(HERE.parent)!r})
+from distribute import join
+workers = join("multi_worker")
+with workers.together():
+    workers.tell(b"the last message")
+    time.sleep(2 if workers.is_first else 0)
+    print("done", time.monotonic(), file=sys.stderr)
+    if workers.is_first and len(sys.argv) > 1:
+        os._exit(0)
+print("left", time.monotonic(), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_workers_leave_together_and_none_fails_by_it(dies):
+    """Once the last message is told, neither a slow worker nor one that is gone is an error of another."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVES, *["dies"] * dies],
+            env=os.environ | {"TF_CONFIG": task, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in two_tasks()
+    ]
+    first, second = (dict(re.findall(r"^(done|left) (.+)", words, re.M)) for words in finish(*running))
+    assert float(second["left"]) > float(first["done"]) > float(second["done"])
+    assert ("left" in first) != dies
 
 
 @pytest.mark.slow
