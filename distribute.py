@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
-from tensorflow.python.eager import context as runtime
+from tensorflow.python.eager import context as runtime  # no public name leads to the service that knows who is there
 
 from data import make_dataset
 from files import InputError
@@ -159,7 +159,7 @@ def join(distribute: Literal["none", "mirrored", "multi_worker"], devices: int =
 
 
 def _be_patient(number: int) -> None:
-    """Let a worker be silent for longer; the strategy, which has no such option, leaves a service that is configured."""
+    """Let a worker be silent for longer; the strategy has no such option, but leaves a service that is configured."""
     runtime.context().configure_coordination_service(
         "standalone",
         service_leader="/job:worker/replica:0/task:0",
