@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Required, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from files import InputError, read_json
 
 RECORD = "config.json"  # in the run's folder
 MOST_THREADS = 4096
+Kind = TypeVar("Kind")
 BACKUP = "backup"  # folders of what a stopped training goes on from: nobody misses it later
 
 
@@ -46,7 +47,6 @@ class Machine(TypedDict, total=False):
 class Run(TypedDict, total=False):
     """What programs read of a run's record; people read more in it."""
 
-    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
     settings: dict[str, Any]
     grid: dict[str, Any]
     machine: Machine
@@ -63,13 +63,22 @@ def read_record(folder: Path) -> Run:
         InputError: it is not one, or was changed by hand into none; names every wrong place.
     """
     path = folder / RECORD
+    return validated(
+        read_json(path), RUN, f"{path}: expected the record of a run", "Delete it, and the run begins anew."
+    )
+
+
+def validated(content: Any, kind: TypeAdapter[Kind], expected: str, mend: str) -> Kind:
+    """What a file of ours holds, if it is of this kind still.
+
+    Raises:
+        InputError: it was changed by hand into something else; names every wrong place.
+    """
     try:
-        return RUN.validate_python(read_json(path))
+        return kind.validate_python(content, strict=True)
     except ValidationError as error:
         places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise InputError(
-            f"{path}: expected the record of a run, received another: {places}. Delete it, and the run begins anew."
-        ) from error
+        raise InputError(f"{expected}, received another: {places}. {mend}") from error
 
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, Entry]:

@@ -7,14 +7,42 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import BaseModel, TypeAdapter
+from typing_extensions import TypedDict
 
 from files import read_json
+from manifest import validated
 
 PARTS = ("train", "val", "test")
 PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")
 EXPLAINED = ("metrics.json", "regions.csv")  # either is written after the pictures
 UNREAD = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # all unset: the simulated cohort
+
+
+class Estimate(TypedDict):
+    """A figure over the folds."""
+
+    value: float | None
+    sd: float | None
+
+
+class Model(TypedDict):
+    """A model's figures."""
+
+    c_index: Estimate
+    auc: Estimate
+    ibs: Estimate
+
+
+class Window(BaseModel, extra="allow"):
+    """Every model's figures at a landmark and window, by its name."""
+
+    difference: dict[str, Any]
+    __pydantic_extra__: dict[str, Model]
+
+
+CV = TypeAdapter(dict[str, Window])  # what the page shows of `metrics.json` that no run computes anew
 
 
 @dataclass(frozen=True)
@@ -34,7 +62,11 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Read all of it."""
+        """Read all of it.
+
+        Raises:
+            InputError: the record or the figures were changed by hand into none.
+        """
         config = read_json(folder / "config.json")
         unit = PER_YEAR[config.get("settings", {}).get("TIME_UNIT", "years")]
         splits = {part: _table(folder / "splits" / f"{part}.csv", unit) for part in PARTS}
@@ -43,7 +75,7 @@ class Run:
         return cls(
             folder=folder,
             config=config,
-            metrics=read_json(folder / "metrics.json"),
+            metrics=_metrics(folder / "metrics.json"),
             splits={part: table for part, table in splits.items() if table is not None},
             predicted=_table(folder / "tlstm" / "predictions.csv"),
             by_visit=_table(folder / "tlstm" / "by_visit.csv"),
@@ -79,6 +111,12 @@ class Run:
             return {}
         by_subject = self.splits[part].groupby("subject")["visit_time"]
         return {str(subject): times.tolist() for subject, times in by_subject}
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    metrics = read_json(path)
+    validated(metrics.get("cv", {}), CV, f"{path}: cv: expected a summary by tlstm.py --FOLDS", "Delete it there.")
+    return metrics
 
 
 def _table(path: Path, unit: float = 1.0) -> pd.DataFrame | None:

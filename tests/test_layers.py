@@ -45,7 +45,7 @@ MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
     "metrics": {"estimates"},
     "baselines": {"metrics", "tables"},
     "evaluation": {"baselines", "metrics", "predictions", "tables"},
-    "results": set(),
+    "results": {"manifest"},
     "figures": set(),
     "report": {"figures", "metrics", "results"},
     # what it looked at

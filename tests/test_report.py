@@ -188,11 +188,13 @@ def test_cross_validation_is_shown_where_there_is_one(run):
     window = {
         "tlstm": {name: {"value": 0.8, "sd": 0.02} for name in ("c_index", "auc", "ibs")},
         "locf_cox": {name: {"value": None, "sd": None} for name in ("c_index", "auc", "ibs")},
+        "lstm": {name: {"value": 0.7, "sd": None} for name in ("c_index", "auc", "ibs")},  # of one fold
         "difference": {"locf_cox": {"c_index": {"value": 0.1, "se": 0.05}}},
     }
     change(run / "metrics.json", lambda found: found.update(cv={"2.0+3.0": window}))
     page = page_of(run)
     assert page.row("tlstm")[1:] == ["0.800 (0.020)"] * 3 and page.row("locf cox")[1:] == ["-"] * 3
+    assert page.row("lstm")[1:] == ["0.700 (-)"] * 3
     assert "landmark + window: 2.0+3.0 years" in page.words
 
 

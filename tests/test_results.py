@@ -69,6 +69,24 @@ def test_what_is_not_json_is_named(tmp_path):
         Run.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("window", "told"),
+    [
+        ([], "2.0: Input should be .*Window"),
+        ({}, "2.0.difference: Field required"),
+        ({"difference": {}, "lstm": {}}, "2.0.lstm.c_index: Field required; 2.0.lstm.auc: .*; 2.0.lstm.ibs: "),
+        (
+            {"difference": {}, "lstm": {name: {"value": "0.8", "sd": None} for name in ("c_index", "auc", "ibs")}},
+            "2.0.lstm.c_index.value: Input should be a valid number; ",
+        ),
+    ],
+)
+def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window, told):
+    write(tmp_path / "metrics.json", json.dumps({"cv": {"2.0": window}}))
+    with pytest.raises(InputError, match=rf"metrics\.json: cv: expected a summary .*, received another: {told}"):
+        Run.read(tmp_path)
+
+
 def test_explained_scans_are_found(tmp_path):
     write(tmp_path / "explain" / "b" / "metrics.json", "{}")
     write(tmp_path / "explain" / "a" / "metrics.json", "{}")
