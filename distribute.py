@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 SLURM = "SLURM_STEP_NUM_TASKS"  # stands in the environment of every task that srun starts
 SILENCE = 120  # seconds without a sign of life after which a worker is lost; TensorFlow's 10 lose one that is paused
 FAREWELL = 600  # seconds that a worker waits for the others to finish what all have done together
+WHY = re.compile(r"Collective ops is aborted by: (.*)")  # a line of TensorFlow's many
 
 
 class Workers:
@@ -101,7 +103,8 @@ class Workers:
         except tf.errors.OpError as error:
             if self.number == 1:
                 raise
-            why = str(error).splitlines()[0]
+            told = WHY.search(str(error))  # else a path through the graph's code
+            why = told[1] if told else type(error).__name__
             raise ConnectionError(f"another worker has stopped, or can't be reached ({why})") from error
         if self.number > 1:
             self._leave()

@@ -107,7 +107,8 @@ def test_a_worker_dies_the_other_says_so_and_the_same_command_goes_on(folder, tm
     _, said = running[1 - dies].communicate(timeout=90)
     assert time.monotonic() - began < 60
     assert running[1 - dies].returncode == 1
-    assert "another worker has stopped, or can't be reached" in said and "Traceback" not in said
+    assert re.search(r"another worker has stopped, or can't be reached \(.*(connect|reset|closed|heartbeat)", said)
+    assert "Traceback" not in said
     finish(*start_workers(tmp_path))
     for whole, resumed in zip(weights(folder, "multi_worker"), weights(tmp_path, "multi_worker"), strict=True):
         np.testing.assert_array_equal(resumed, whole)
