@@ -47,30 +47,32 @@ class Workers:
         """Whether this worker is the one that writes."""
         return self.index == 0
 
-    def feed(self, entries: Sequence[Path], shape: tuple[int, int, int], batches: Sequence[np.ndarray]):
+    def feed(self, entries: Sequence[Path], shape: tuple[int, int, int], batches: Sequence[np.ndarray]) -> Iterator:
         """Cached volumes in batches of given rows, a batch for each device at a time.
+
+        Not by TensorFlow's own distributed datasets: what reads ahead for their devices goes on when they are dropped,
+        and now and then crashes the process.
 
         Args:
             entries: of `build_cache`.
             shape: (X, Y, Z) of a volume.
             batches: rows, none empty; their number is a multiple of `devices`, and device i of all gets every
                 i-th of so many.
-        Returns:
-            An endless distributed dataset of volumes (B, X, Y, Z, 1) float32 and their rows (B,) int32; endless, so
-            that no step asks all workers whether there is more.
+        Yields:
+            What a step takes, as `spec` has it: volumes (B, X, Y, Z, 1) float32 and their rows (B,) int32 of each of
+            this worker's devices.
         """
         here = self.devices // self.number
-
-        def pipeline(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            mine = np.arange(len(batches)).reshape(-1, self.number, here)[:, context.input_pipeline_id]
-            chosen = [batches[int(one)] for one in mine.ravel()]
+        options = tf.data.Options()  # else TensorFlow adds buffers of its own, of whole batches
+        options.autotune.enabled = False
+        options.experimental_optimization.apply_default_optimizations = False
+        pipelines = []
+        for mine in range(self.index * here, (self.index + 1) * here):
+            chosen = batches[mine :: self.devices]
             rows = tf.data.Dataset.from_tensor_slices(tf.ragged.constant([list(map(int, one)) for one in chosen]))
-            options = tf.data.Options()  # else TensorFlow adds buffers of its own, of whole batches
-            options.autotune.enabled = False
-            options.experimental_optimization.apply_default_optimizations = False
-            return tf.data.Dataset.zip(make_dataset(entries, shape, chosen), rows).repeat().with_options(options)
-
-        return self.strategy.distribute_datasets_from_function(pipeline)
+            pipelines.append(tf.data.Dataset.zip(make_dataset(entries, shape, chosen), rows).with_options(options))
+        for taken in zip(*pipelines, strict=True):
+            yield self._deal(taken)
 
     def spec(self, shape: tuple[int, int, int]):
         """Of what `feed` gives: the signature by which a step is compiled once for batches of any size."""
@@ -117,17 +119,21 @@ class Workers:
         except tf.errors.OpError as error:  # nothing is lost: what was to be done together is done
             logger.info("another worker left without a farewell: %s", str(error).splitlines()[0])
 
+    def _deal(self, values: Sequence) -> Any:
+        """A value to each of this worker's devices, as `spec` has it: bare where one device trains alone."""
+        if self.devices == 1:
+            return values[0]
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: values[context.replica_id_in_sync_group % len(values)]
+        )
+
     def _of_first(self, values: np.ndarray) -> np.ndarray:
         return self._sum(values if self.is_first else np.zeros_like(values))
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """The sum of arrays of one shape over the workers."""
-
-        def once(context) -> tf.Tensor:  # by this worker's first device alone
-            counts = context.replica_id_in_sync_group % (self.devices // self.number) == 0
-            return tf.constant(values if counts else np.zeros_like(values))
-
-        each = self.strategy.experimental_distribute_values_from_function(once)
+        others = self.devices // self.number - 1
+        each = self._deal([tf.constant(values), *[tf.zeros_like(values)] * others])
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None).numpy()
 
 

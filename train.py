@@ -149,7 +149,7 @@ class Training:
         done, part, steps = self.done, self.parts["train"], self.steps
         sets = self._risk_sets(epoch)[len(done.losses) :]
         batches = [micro for rows in sets for micro in steps.passes(steps.split(rows))]
-        feed = iter(self.workers.feed(part.entries, self.model.input_shape[1:4], batches)) if sets else iter(())
+        feed = self.workers.feed(part.entries, self.model.input_shape[1:4], batches)
         began = time.monotonic() - done.seconds
         for step, rows in enumerate(sets, start=len(done.losses)):
             self.callbacks.on_train_batch_begin(step)
@@ -337,7 +337,7 @@ def make_predict(
         batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
         batches += batches[-1:] * (-len(batches) % here)  # so that no device is without; left out again below
         everywhere = [one for i in range(0, len(batches), here) for one in batches[i : i + here] * workers.number]
-        feed = iter(workers.feed(entries, shape, everywhere))
+        feed = workers.feed(entries, shape, everywhere)
         rounds = [outputs(next(feed)) for _ in range(len(batches) // here)]
         features, log_hazard = (
             np.concatenate([part.numpy() for one in rounds for part in strategy.experimental_local_results(one[kind])])

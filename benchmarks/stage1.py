@@ -71,12 +71,12 @@ class Step:
     def run(self) -> None:
         """The two passes and the update, or one pass if all fits."""
         passes = self.steps.passes(self.steps.split(self.rows))
-        self.steps.step(self.rows, iter(self.workers.feed(self.part.entries, self.shape, passes)), 0)
+        self.steps.step(self.rows, self.workers.feed(self.part.entries, self.shape, passes), 0)
 
     def run_plain(self) -> None:
         """The gradient of each micro-batch's own loss, without an update."""
         split = self.steps.split(self.rows)
-        feed = iter(self.workers.feed(self.part.entries, self.shape, split))
+        feed = self.workers.feed(self.part.entries, self.shape, split)
         for rows in split:
             self.steps.whole(next(feed), tf.constant(0), tf.constant(rows, tf.int32))
 

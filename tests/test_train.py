@@ -84,7 +84,7 @@ def steps_of(parts, model, **changes):
 
 def take_step(steps, part, rows):
     batches = steps.passes(steps.split(rows))
-    return steps.step(rows, iter(steps.workers.feed(part.entries, SHAPE, batches)), 0)
+    return steps.step(rows, steps.workers.feed(part.entries, SHAPE, batches), 0)
 
 
 def accumulated(parts, *, batch_size, norm, dropout, visit_order=4.0, kind="cox"):
