@@ -182,7 +182,7 @@ for _ in range(600):
 
 @pytest.mark.slow
 def test_what_reads_ahead_never_crashes_a_worker(tmp_path):
-    """TensorFlow's own reader for several devices crashed one of two within 300 predictions, every time."""
+    """TensorFlow's own reader for several devices crashed one of two within a minute, every time."""
     finish(
         *[
             subprocess.Popen(
