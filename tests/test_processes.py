@@ -44,8 +44,8 @@ def test_a_program_that_was_killed_is_stopped(here):
 
 
 def test_stopping_us_stops_it(here):
-    """The signal goes to us alone; the program ends by its own hand, before we do."""
-    (here / "some.py").write_text(WAITS + "open('begun', 'w').close(); time.sleep(60)")
+    """The signal goes to us alone, once we wait for it; the program ends by its own hand, before we do."""
+    (here / "some.py").write_text(WAITS + "time.sleep(2); open('begun', 'w').close(); time.sleep(60)")
     ours = f"import sys; sys.path.insert(0, {str(Path(processes.__file__).parent)!r}); import processes, pathlib; "
     ours += f"processes.HERE = pathlib.Path({str(here)!r}); processes.run_program('some.py', {{}})"
     process = subprocess.Popen([sys.executable, "-c", ours], stderr=subprocess.PIPE, start_new_session=True)
