@@ -46,6 +46,16 @@ def start_workers(folder, kills=("", "")):
     ]
 
 
+def start_programs(text, *arguments):
+    """The same few lines of Python by each of two workers."""
+    quiet = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": "1"}
+    command = [sys.executable, "-c", text, *arguments]
+    return [
+        subprocess.Popen(command, env=os.environ | quiet | {"TF_CONFIG": task}, stderr=subprocess.PIPE, text=True)
+        for task in two_tasks()
+    ]
+
+
 def finish(*running):
     """What each said; all must have ended well."""
     try:
@@ -147,15 +157,7 @@ print("left", time.monotonic(), file=sys.stderr)
 @pytest.mark.parametrize("dies", [False, True])
 def test_workers_leave_together_and_none_fails_by_it(dies):
     """Once the last message is told, neither a slow worker nor one that is gone is an error of another."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", LEAVES, *["dies"] * dies],
-            env=os.environ | {"TF_CONFIG": task, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for task in two_tasks()
-    ]
+    running = start_programs(LEAVES, *["dies"] * dies)
     first, second = (dict(re.findall(r"^(done|left) (.+)", words, re.M)) for words in finish(*running))
     assert float(second["left"]) > float(first["done"]) > float(second["done"])
     assert ("left" in first) != dies
@@ -183,17 +185,7 @@ for _ in range(600):
 @pytest.mark.slow
 def test_what_reads_ahead_never_crashes_a_worker(tmp_path):
     """TensorFlow's own reader for several devices crashed one of two within a minute, every time."""
-    finish(
-        *[
-            subprocess.Popen(
-                [sys.executable, "-c", PREDICTS, tmp_path],
-                env=os.environ | {"TF_CONFIG": task, "CUDA_VISIBLE_DEVICES": "", "TF_NUM_INTRAOP_THREADS": "1"},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for task in two_tasks()
-        ]
-    )
+    finish(*start_programs(PREDICTS, tmp_path))
 
 
 @pytest.mark.slow
