@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from files import written_whole
-from metrics import concordance
+from runs.files import written_whole
+from survival.estimates import concordance
 
 
 class ValidationConcordance(keras.callbacks.Callback):

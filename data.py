@@ -5,7 +5,8 @@ TensorFlow is imported where it is used: the processes that preprocess never nee
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,46 +15,22 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
-from cluster import workers
-from files import InputError, written_whole
-from nifti import MAX_VOXELS, Scan, open_scan, read_greys
-from tables import refuse
+from cohort import simulate, tables
+from cohort.grid import Grid, _words, grid_of, read_grid, resize
+from cohort.scans import MAX_VOXELS, Scan, open_scan, read_greys
+from cohort.splits import PARTS, split_subjects
+from config import Config
+from runs.cluster import workers
+from runs.errors import InputError, raise_if_any
+from runs.files import fingerprint, remove_temporaries, written_whole
 
 VERSION = 3  # of the preprocessing; a change makes every cache entry anew
 CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
-GRID_TOLERANCE = 1e-2  # mm: affines that differ by less are one space
 COARSEST = 2e-3  # z-scores: the most that float32 may round greys by
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where voxels lie: the shape of an array and its affine to RAS millimetres."""
-
-    shape: tuple[int, int, int]
-    affine: np.ndarray  # (4, 4)
-
-    @property
-    def voxel_mm(self) -> tuple[float, float, float]:
-        """Size of a voxel along each axis, mm."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
-
-    def matches(self, other: "Grid") -> bool:
-        """Whether two grids are one, to GRID_TOLERANCE at every corner."""
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)[[1, 0, 2, 3]]
-        apart = np.abs((self.affine - other.affine) @ corners).max()
-        return self.shape == other.shape and bool(apart < GRID_TOLERANCE)
-
-    def resized(self, shape: tuple[int, int, int]) -> "Grid":
-        """The grid of the same box cut into `shape` voxels."""
-        step = np.divide(self.shape, shape)
-        to_old = np.diag([*step, 1.0])
-        to_old[:3, 3] = step / 2 - 0.5  # voxel 0 starts at the box's edge, half a voxel before its centre
-        return Grid(shape, self.affine @ to_old)
 
 
 @dataclass(frozen=True)
@@ -112,19 +89,10 @@ def build_cache(
         for scan, path, result in zip(table["scan"], paths, results, strict=True)
         if isinstance(result, str)
     ]
-    refuse("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
+    raise_if_any("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
     assert reference is not None  # else every scan was refused
     entries = [entry for entry, _ in results]
     return Cache(entries, reference, reference.resized(shape), num_built=sum(built for _, built in results))
-
-
-def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
-    """The grid of a NIfTI file after its axes are put in RAS order, from its header alone.
-
-    Raises:
-        InputError: as `nifti.open_scan`.
-    """
-    return _grid(open_scan(path, max_voxels))
 
 
 def read_image(path: str | Path, max_voxels: int = MAX_VOXELS) -> nib.Nifti1Image:
@@ -168,7 +136,7 @@ def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None
         InputError: empty, constant (as a whole, or once resized), or not finite.
     """
     image = nib.as_closest_canonical(image)
-    if grid is not None and not grid.matches(_grid(image)):
+    if grid is not None and not grid.matches(grid_of(image)):
         image = resample_from_to(image, (grid.shape, grid.affine), order=1)
     values = _greys(image)
     lowest, highest = values.min(), values.max()
@@ -189,25 +157,6 @@ def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None
         raise InputError(f"expected greys that float32 can tell apart, received {largest:g} with a spread of {sd:g}")
     values[brain] = (inside - np.float32(mean)) / np.float32(sd)
     return values
-
-
-def resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Linear resampling of (X, Y, Z) numbers to `shape` over the same box, in float32; edges are held.
-
-    Two slices make a new one along Y, two rows a new one along Z, and a matrix product does X: a NIfTI file has X
-    fastest, the network Z, so the product turns the array over as it goes.
-    """
-    (y, y_share), (z, z_share) = (_neighbours(old, new) for old, new in zip(values.shape[1:], shape[1:], strict=True))
-    slices = np.empty((shape[1], shape[2], values.shape[0]), np.float32)  # (Y, Z, old X)
-    for new, old, share in zip(slices, y, y_share, strict=True):
-        slab = values[:, old].T * (1 - share) + values[:, old + 1].T * share  # (old Z, old X)
-        np.multiply(slab[z], 1 - z_share[:, None], out=new)
-        new += slab[z + 1] * z_share[:, None]
-    x, x_share = _neighbours(values.shape[0], shape[0])
-    weights = np.zeros((shape[0], values.shape[0]), np.float32)
-    weights[np.arange(shape[0]), x] = 1 - x_share
-    weights[np.arange(shape[0]), x + 1] = x_share
-    return (weights @ slices.reshape(-1, values.shape[0]).T).reshape(shape)
 
 
 def make_dataset(entries: Sequence[Path], shape: tuple[int, int, int], batches: Sequence[np.ndarray]):
@@ -244,7 +193,7 @@ def _store(
     """One scan's entry and whether it was built now; or why the scan is refused."""
     try:
         scan = open_scan(path, max_voxels)
-        grid = _grid(scan)
+        grid = grid_of(scan)
         if not resample and reference is not None and not reference.matches(grid):
             return (
                 f"expected the grid of the other scans, {_words(reference)}, received {_words(grid)}; "
@@ -287,22 +236,114 @@ def _greys(image: Any) -> np.ndarray:
         return values.astype(np.float32, copy=False)
 
 
-def _grid(image: Any) -> Grid:
-    """Of a nibabel image or a Scan, from its header alone: `as_closest_canonical` would read the voxels too."""
-    turned = nib.orientations.io_orientation(image.affine)
-    x, y, z = np.asarray(image.shape)[np.argsort(turned[:, 0])]
-    affine = image.affine @ nib.orientations.inv_ornt_aff(turned, image.shape)
-    return Grid((int(x), int(y), int(z)), np.asarray(affine, float))
+IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
 
 
-def _words(grid: Grid) -> str:
-    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_mm)
-    origin = ", ".join(f"{mm:.2f}" for mm in grid.affine[:3, 3])
-    return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
+@dataclass(frozen=True)
+class Cohort:
+    """The cohort's three parts and their scans' preprocessed volumes, in the same order."""
+
+    parts: dict[str, pd.DataFrame]
+    cache: Cache
+    simulated: Path | None  # folder of the simulated cohort, if it is that
+
+    def entries(self, name: str) -> list[Path]:
+        """The cache entries of a part's scans."""
+        begin = sum(len(self.parts[part]) for part in PARTS[: PARTS.index(name)])
+        return self.cache.entries[begin : begin + len(self.parts[name])]
+
+    @contextmanager
+    def naming_lost(self) -> Iterator[None]:
+        """Within this, an error that comes of volumes which the cache has lost meanwhile names their scans.
+
+        Raises:
+            OSError: that happened.
+        """
+        try:
+            yield
+        except Exception as error:
+            scans, shape = pd.concat(self.parts[name] for name in PARTS)["scan"], self.cache.grid.shape
+            lost = [scan for scan, entry in zip(scans, self.cache.entries, strict=True) if not is_whole(entry, shape)]
+            if not lost:
+                raise
+            where = self.cache.entries[0].parent
+            raise OSError(f"{where}: the volumes of {', '.join(lost)} can't be read any more") from error
+
+    def fingerprint(self) -> str:
+        """A hash of the tables and the volumes, wherever they lie."""
+        rows = [part.drop(columns="nifti_path") for part in self.parts.values()]
+        hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
+        return fingerprint(*hashes, *(entry.name for entry in self.cache.entries))
+
+    def truth_table(self) -> Path | None:
+        """`truth.csv` of the simulated cohort; None if the truth is not known."""
+        return self.simulated / "truth.csv" if self.simulated is not None else None
+
+    def truth(self) -> np.ndarray | None:
+        """Where the atrophy is, (X, Y, Z) bool on the network's grid; None if that is not known."""
+        if self.simulated is None:
+            return None
+        labels = nib.load(self.simulated / "truth_regions.nii.gz")
+        grid = self.cache.grid
+        return np.isin(resample_from_to(labels, (grid.shape, grid.affine), order=0).dataobj, simulate.ATROPHY_LABELS)
 
 
-def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis, of each new voxel: the lower of its two old neighbours, and the share of the upper."""
-    centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.minimum(centre.astype(int), old - 2)
-    return low, (centre - low).astype(np.float32)
+def load_cohort(config: Config) -> Cohort:
+    """Read and check the whole input; simulate the embedded cohort, if it is that and not there yet.
+
+    Raises:
+        InputError: rows or scans that can't be used, all of them named.
+    """
+    simulated = simulated_folder(config)
+    with parallel_config("loky", idle_worker_timeout=IDLE):
+        if simulated is not None:
+            simulate.write_cohort(
+                simulated,
+                num_subjects=config.SIM_SUBJECTS,
+                nuisance=config.SIM_NUISANCE,
+                effect=config.SIM_EFFECT,
+                seed=config.SEED,
+                jobs=config.NUM_WORKERS,
+            )
+        parts = read_tables(config)
+        remove_temporaries(cache_folder(config))
+        cache = build_cache(
+            pd.concat([parts[name] for name in PARTS]),
+            shape=config.TARGET_SHAPE,
+            folder=cache_folder(config),
+            resample=config.RESAMPLE,
+            max_voxels=config.MAX_VOXELS,
+            jobs=config.NUM_WORKERS,
+            scheduler=config.SCHEDULER,
+        )
+    return Cohort(parts, cache, simulated)
+
+
+def read_tables(config: Config) -> dict[str, pd.DataFrame]:
+    """The three parts as the user's tables or the split have them.
+
+    Raises:
+        InputError: rows that can't be used, all of them named.
+    """
+    if config.TRAIN_CSV is not None:
+        paths = {name: getattr(config, f"{name.upper()}_CSV") for name in PARTS}
+        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    simulated = simulated_folder(config)
+    cohort = config.COHORT_CSV if simulated is None else simulated / "cohort.csv"
+    assert cohort is not None
+    table = tables.read_cohort(cohort, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+
+
+def simulated_folder(config: Config) -> Path | None:
+    """Where the embedded cohort of these settings lies, or will; None if the user's own cohort is read."""
+    if config.COHORT_CSV is not None or config.TRAIN_CSV is not None:
+        return None
+    strengths = f"nuisance-{config.SIM_NUISANCE:g}_effect-{config.SIM_EFFECT:g}"
+    name = f"{config.SIM_SUBJECTS}-subjects_{strengths}_seed-{config.SEED}"
+    return config.OUTPUT_DIR / "simulated" / name
+
+
+def cache_folder(config: Config) -> Path:
+    """Where preprocessed volumes lie."""
+    return config.CACHE_DIR or config.OUTPUT_DIR / "cache"

@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
-
+import os
 from typing import Literal
 
 import tensorflow as tf

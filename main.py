@@ -1,34 +1,39 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
+import os
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-import crossfit
-import folds
-import tables
-import tracking
+from cohort import tables
+from cohort.splits import PARTS, split_folds
 from config import Config, read_config
-from evaluation import closing_table, evaluate_run, read_predictions
-from explanations import Explanations, check_choices
-from files import InputError, read_json, write_json
-from inputs import read_inputs
-from lock import hold
-from processes import end, exit_code, run_program, stop_on_signals
-from record import READS, Record, log_to
-from threads import fix_threads
-from verify import verify
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
-# TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second.
+from data import load_cohort
+from reporting.event_files import write_events
+from reporting.explained import Explanations, check_choices
+from reporting.terminal import closing_table, folds_table
+from reporting.verify import verify
+from runs.errors import InputError, raise_if_any
+from runs.files import read_json, write_json
+from runs.lock import lock_run
+from runs.log import log_to
+from runs.processes import exit_code, exit_process, run_program, stop_on_signals
+from runs.record import Record
+from runs.stages import READS
+from runs.threads import fix_threads
+from survival.evaluation import evaluate_run, predict_all, read_predictions
+from survival.pooling import evaluate_folds
+from training import crossfit
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +51,19 @@ class Pipeline:
         Raises:
             InputError: the settings or the input are wrong; then no file of an earlier run has been touched.
         """
-        folds.check(self.config)
+        check_folds(self.config)
         Record(self.config).refuse_changes()
         self.threads = fix_threads(self.folder)
         self.workers = self._join() if self.config.DISTRIBUTE == "multi_worker" else None
         if self.workers and not self.workers.is_first:
             self.help_to_train(self.workers)
             return
-        with hold(self.folder):
+        with lock_run(self.folder):
             self.run_stages()
 
     def run_stages(self) -> None:
         """Read the input, then do each stage."""
-        self.inputs = read_inputs(self.config)
+        self.inputs = load_cohort(self.config)
         if self.config.FOLDS:
             self.cross_validate()
             return
@@ -95,7 +100,7 @@ class Pipeline:
         if not wanted:
             logger.info("stage 1 is done already, with the same settings and input")
             return
-        self.inputs = read_inputs(self.config)
+        self.inputs = load_cohort(self.config)
         own = Record(self.config, self.inputs.digest()).needs("cnn")
         if differing := sorted(name for name in own | wanted if own.get(name) != wanted.get(name)):
             raise InputError(
@@ -110,48 +115,48 @@ class Pipeline:
         log_to(self.folder / "run.log")
         Record(self.config, self.inputs.digest(), self.inputs.cache.source, self.threads).write()
         table = pd.concat(self.inputs.parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
-        found = folds.cross_validate(self.config, table, truth=self.inputs.truth_table(), run=run_program)
-        print(folds.as_text(found))
+        found = cross_validate(self.config, table, truth=self.inputs.truth_table(), run=run_program)
+        print(folds_table(found))
         print(f"\nThe figures are in {self.folder / 'metrics.json'}, each fold's run in {self.folder / 'folds'}")
 
-    def train(self) -> None:
+    def loop(self) -> None:
         """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
         folder = self.folder / "cnn"
         self._train_network(np.full(len(self.inputs.parts["train"]), True), folder)
-        tracking.write_events(folder)
+        write_events(folder)
 
     def extract(self) -> None:
         """Write the features and the log-hazard of every scan of every part."""
         config, model = self.config, self._trained_model()
-        features = {name: self._features(model, name) for name in tables.PARTS}
+        features = {name: self._features(model, name) for name in PARTS}
         if config.CROSS_FIT:
             folder = self.folder / "cnn" / "crossfit"
             features["train"] = crossfit.cross_fit(
                 features, self._learn_anew, num_folds=config.CROSS_FIT, seed=config.SEED, folder=folder
             )
-            tracking.write_events(folder)
+            write_events(folder)
         for name, table in features.items():
             tables.write_table(table, self.folder / "features" / f"{name}.parquet", time_unit=config.TIME_UNIT)
 
     def run_tlstm(self) -> None:
         """Stage 2, in a process of its own: TensorFlow holds a GPU until its process ends."""
         run_program("tlstm.py", self.config.model_dump(mode="json", exclude_none=True, exclude={"FEATURES", "FOLDS"}))
-        tracking.write_events(self.folder / "tlstm")
+        write_events(self.folder / "tlstm")
 
     def explain(self) -> None:
         """SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
         Explanations(self.config, self.inputs, self._trained_model()).write()
 
-    def report(self) -> None:
+    def page(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""
-        import report
+        from reporting import page
 
         damage = self.record.damage()
-        tables.refuse("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
+        raise_if_any("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
         path = self.folder / "metrics.json"
         crossed = {name: found for name, found in read_json(path).items() if name in ("cv", "folds")}
         write_json(path, self._evaluate() | crossed)
-        page = report.write_report(self.folder)
+        page = page.write_report(self.folder)
         print(closing_table(read_json(path)))
         print(f"\nEverything is in {self.folder}; begin with {page}")
 
@@ -182,8 +187,7 @@ class Pipeline:
 
     def _join(self):
         """The devices and workers that train stage 1."""
-        from backend import start_tensorflow
-        from distribute import join
+        from training.devices import join, start_tensorflow
 
         start_tensorflow(threads=self.threads, seed=self.config.SEED)
         return join(self.config.DISTRIBUTE, self.config.DEVICES)
@@ -196,8 +200,8 @@ class Pipeline:
                 self.workers.tell(json.dumps(self.record.needs("cnn") if wanted else {}).encode())
 
     def _build_model(self, precision: str = "float32"):
-        from backend import start_tensorflow
         from model import build_model
+        from training.devices import start_tensorflow
 
         start_tensorflow(threads=self.threads, seed=self.config.SEED)
         config = self.config
@@ -211,7 +215,7 @@ class Pipeline:
         )
 
     def _trained_model(self, folder: Path | None = None):
-        from model import load_weights
+        from training.weights import load_weights
 
         model = self._build_model()
         load_weights(model, (folder or self.folder / "cnn") / "best.weights.h5")
@@ -219,26 +223,28 @@ class Pipeline:
 
     def _train_network(self, rows: np.ndarray, folder: Path) -> None:
         """Train a network on some rows (N,) bool of the training part; the folder keeps it."""
-        import train
+        from training import loop
+        from training.risk_sets import Scans
+        from training.steps import Options
 
         workers = self.workers or self._join()
         with workers.together(), workers.strategy.scope():
             model = self._build_model(self.config.PRECISION)
         entries = [entry for entry, chosen in zip(self.inputs.entries("train"), rows, strict=True) if chosen]
         parts = {
-            "train": train.Part.of(self.inputs.parts["train"][rows], entries),
-            "val": train.Part.of(self.inputs.parts["val"], self.inputs.entries("val")),
+            "train": Scans.of(self.inputs.parts["train"][rows], entries),
+            "val": Scans.of(self.inputs.parts["val"], self.inputs.entries("val")),
         }
-        options = train.Options.of(self.config)
+        options = Options.of(self.config)
         saving = {"workers": workers, "save_seconds": self.config.SAVE_SECONDS}
-        train.train(model, parts, options, folder, **saving)
+        loop.train(model, parts, options, folder, **saving)
 
     def _features(self, model, name: str) -> pd.DataFrame:
         """The feature table of a part."""
-        import train
+        from training.features import extract_features
 
         table = self.inputs.parts[name].drop(columns="nifti_path")
-        return train.extract_features(model, table, self.inputs.entries(name), batch_size=self.config.BATCH_SIZE)
+        return extract_features(model, table, self.inputs.entries(name), batch_size=self.config.BATCH_SIZE)
 
     def _learn_anew(self, rows: np.ndarray, folder: Path) -> dict[str, pd.DataFrame]:
         """The features by a further network, trained on some rows of the training part."""
@@ -247,7 +253,7 @@ class Pipeline:
         return {name: self._features(model, name) for name in crossfit.LEARNED}
 
     def _evaluate(self) -> dict[str, Any]:
-        paths = {name: self.folder / "features" / f"{name}.parquet" for name in tables.PARTS}
+        paths = {name: self.folder / "features" / f"{name}.parquet" for name in PARTS}
         predicted = self.folder / "tlstm" / "predictions.csv"
         by_landmark = {}
         if self.config.LANDMARKS and self.record.is_done("tlstm"):  # not at each last visit, as the others predict
@@ -274,4 +280,87 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))
+
+
+NEEDED = ("cnn", "features", "tlstm")  # stages without which there is nothing to evaluate
+NOT_PASSED_ON = {"COHORT_CSV", "FOLDS", "FEATURES", "PREDICT_CSV"}
+
+
+def check_folds(config: Config) -> None:
+    """Refuse settings that mean nothing in a cross-validation of the whole pipeline, if FOLDS asks for one.
+
+    Raises:
+        InputError: names each.
+    """
+    if not config.FOLDS:
+        return
+    absent = [stage for stage in NEEDED if stage not in config.STAGES]
+    problems = [
+        problem
+        for wrong, problem in (
+            (config.FOLDS == 1, "FOLDS: expected 2 or more, received 1"),
+            (
+                config.TRAIN_CSV is not None,
+                "TRAIN_CSV, VAL_CSV, TEST_CSV: expected unset, since the folds are the split",
+            ),
+            (absent, f"STAGES: expected {', '.join(NEEDED)} among them, missing {', '.join(absent)}"),
+            (config.SAMPLE_INDEX, "SAMPLE_INDEX: expected unset, since each fold has its own test part"),
+            (config.LANDMARKS, "LANDMARKS: expected unset; `python tlstm.py --FEATURES` cross-validates landmarks"),
+        )
+        if wrong
+    ]
+    raise_if_any("The pipeline can't be cross-validated", problems, "Change these settings, or unset FOLDS.")
+
+
+def cross_validate(
+    config: Config, table: pd.DataFrame, *, truth: Path | None, run: Callable[[str, Mapping[str, Any]], None]
+) -> dict[str, Any]:
+    """Run the pipeline in each fold, evaluate all held-out subjects, and put that into `metrics.json` as `folds`.
+
+    Args:
+        config: of the whole; `check` has passed.
+        table: the cohort, in memory's columns, sorted by subject and visit.
+        truth: `truth.csv` of the simulated cohort.
+        run: `run(program, settings)` runs a program of ours, and raises if that fails.
+    Returns:
+        As `evaluate`.
+    Raises:
+        InputError: a fold would have a part without an event; nothing was run then.
+    """
+    split = split_folds(table, config.FOLDS, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+    folders = [config.OUTPUT_DIR / "folds" / str(number + 1) for number in range(config.FOLDS)]
+    for folder, parts in zip(folders, split, strict=True):
+        logger.info("fold %s of %d: %s", folder.name, config.FOLDS, folder)
+        for name, part in parts.items():
+            tables.write_table(part, folder / "input" / f"{name}.csv", time_unit=config.TIME_UNIT)
+        elsewhere = set(table["subject"]) - set(parts["test"]["subject"])
+        run("main.py", fold_settings(config, folder, elsewhere))
+    models = []
+    for folder in folders:
+        paths = {name: folder / "features" / f"{name}.parquet" for name in PARTS}
+        features = {name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()}
+        stage2 = read_predictions(folder / "tlstm" / "predictions.csv")
+        models.append(predict_all(features, stage2, truth=truth, horizons=config.HORIZONS))
+    found = evaluate_folds(models, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED)
+    path = config.OUTPUT_DIR / "metrics.json"
+    write_json(path, read_json(path) | {"folds": found})
+    return found
+
+
+def fold_settings(config: Config, folder: Path, elsewhere: set[str]) -> dict[str, Any]:
+    """The settings of one fold's run: those of the whole, its own split and folder, one cache for all.
+
+    Args:
+        config: of the whole.
+        folder: of the fold; `input` in it holds its tables.
+        elsewhere: subjects who are not in its test part: whom EXPLAIN names of them, another fold explains.
+    Returns:
+        Settings as JSON has them.
+    """
+    return config.model_dump(mode="json", exclude_none=True, exclude=NOT_PASSED_ON) | {
+        "OUTPUT_DIR": str(folder),
+        "CACHE_DIR": str(config.CACHE_DIR or config.OUTPUT_DIR / "cache"),
+        "EXPLAIN": [name for name in config.EXPLAIN if name not in elsewhere],
+        **{f"{part.upper()}_CSV": str(folder / "input" / f"{part}.csv") for part in PARTS},
+    }

@@ -4,28 +4,22 @@ Source: He et al. (2016), arXiv 1512.03385, in 3-D as in Aghajanian et al. (2025
 stem, 3x3x3 max-pool, four stages of two basic blocks at WIDTH x 1, 2, 4, 8, global average pooling.
 """
 
-import math
 import os
-import warnings
-from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
+import math
+import os
+from collections.abc import Callable
+from itertools import pairwise
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from files import InputError
-
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
-LARGEST_FILE = 4  # numbers in a file of weights for each of the network's: older ones hold the optimiser's too
-H5_OVERHEAD = 2**20  # bytes, at most, of a file of weights beside the weights
 GROUPS = 8  # of channels, in group normalisation
 
 
@@ -103,51 +97,6 @@ def _recomputed(piece: keras.Model) -> Callable:
         return tf.recompute_grad(lambda values: piece(values, training=training))(values)
 
     return call
-
-
-def save_weights(model: keras.Model, path: str | Path) -> None:
-    """Write the weights, without the optimiser's state that Keras adds to those of a compiled model.
-
-    Args:
-        model: of `build_model`.
-        path: of a `.weights.h5`; see `files.written_whole`.
-    Raises:
-        OSError: there is no room.
-    """
-    if hasattr(os, "posix_fallocate"):  # HDF5 crashes the process on a full disk: ask for the room before it does
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, sum(weights.nbytes for weights in model.get_weights()) + H5_OVERHEAD)
-    _bare(model).save_weights(path)
-
-
-def load_weights(model: keras.Model, path: str | Path) -> None:
-    """Take over the weights that a training left.
-
-    Args:
-        model: of the same settings.
-        path: of a `.weights.h5`.
-    Raises:
-        InputError: names the file that is absent, damaged, of another network, or holds a weight that is not finite.
-    """
-    try:
-        with h5py.File(path) as file:  # a damaged size would ask for more memory than there is
-            sizes: list[int] = []
-            file.visititems(lambda _, item: sizes.append(item.size) if isinstance(item, h5py.Dataset) else None)
-        if sum(sizes) > LARGEST_FILE * model.count_params():
-            raise ValueError(f"expected {model.count_params()} weights, received {sum(sizes)} numbers")
-        with warnings.catch_warnings(action="error", category=UserWarning):  # of a layer that stays as it was drawn
-            _bare(model).load_weights(path)
-        if not all(np.isfinite(weights).all() for weights in model.get_weights()):
-            raise ValueError("expected finite weights")
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, UserWarning) as error:
-        raise InputError(
-            f"{path}: expected the weights of this network, can't read them: {error} Train stage 1 again."
-        ) from error
-
-
-def _bare(model: keras.Model) -> keras.Model:
-    """The same layers, not compiled."""
-    return keras.Model(model.input, model.output)
 
 
 class _Layers:

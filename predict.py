@@ -3,6 +3,9 @@
 python predict.py --OUTPUT_DIR outputs --PREDICT_CSV new.csv     writes outputs/predictions/new.csv
 """
 
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
 import logging
 import os
 import sys
@@ -11,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cohort.grid import Grid
+from cohort.tables import ON_DISK, read_scans
 from config import Config, read_config
-from data import Grid, build_cache
-from files import InputError, written_whole
-from manifest import RECORD, find_damage, in_words, read_record
-from predictions import curve_years
-from processes import end, exit_code, stop_on_signals
-from tables import ON_DISK, read_scans, refuse
-from threads import fix_threads
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
+from data import build_cache
+from runs.errors import InputError, raise_if_any
+from runs.files import written_whole
+from runs.manifest import RECORD, find_damage, in_words, read_record
+from runs.processes import exit_code, exit_process, stop_on_signals
+from runs.threads import fix_threads
+from survival.predictor import curve_years
 
 
 def predict(config: Config) -> Path:
@@ -65,7 +68,9 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
     try:
         damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
-        refuse(f"{folder} is not as its run left it", in_words(damage), "Run main.py again, which makes them anew.")
+        raise_if_any(
+            f"{folder} is not as its run left it", in_words(damage), "Run main.py again, which makes them anew."
+        )
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)
         if affine.shape != (4, 4):
@@ -80,9 +85,10 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
 
 
 def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:
-    from backend import start_tensorflow
-    from model import build_model, load_weights
-    from train import extract_features
+    from model import build_model
+    from training.devices import start_tensorflow
+    from training.features import extract_features
+    from training.weights import load_weights
 
     start_tensorflow(threads=fix_threads(folder), seed=trained.SEED)
     model = build_model(trained.TARGET_SHAPE, width=trained.WIDTH, norm=trained.NORM, dropout=trained.DROPOUT_RATE)
@@ -103,4 +109,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -27,22 +27,24 @@ from pydantic import TypeAdapter
 from torch import nn
 from tqdm import tqdm
 
-import crossval
-import predictions
-import tables
+from cohort import tables
+from cohort.splits import PARTS, check_parts, split_subjects
 from config import Config, read_config
-from files import InputError, read_json, write_json, written_whole
-from linear import RiskSets, Split, fit_link, risk_sets, split_rows
-from lock import hold
-from predictions import Predictor
-from processes import end, exit_code, stop_on_signals
-from sequences import IMAGE_FEATURE, Histories, Inputs, Landmarks, landmark_grid, usable_columns
-from threads import fix_threads
+from runs.errors import InputError
+from runs.files import read_json, write_json, written_whole
+from runs.lock import lock_run
+from runs.processes import exit_code, exit_process, stop_on_signals
+from runs.threads import fix_threads
+from survival import crossval
+from survival.cox import RiskSets, risk_sets
+from survival.landmarks import Histories, Landmarks, landmark_grid
+from survival.link import Split, fit_link, split_rows
+from survival.predictor import Predictor, curve_years, evaluate_parts, predict_by_visit, write_predictions
+from survival.preparation import IMAGE_FEATURE, Preparation, usable_columns
 
 FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAFE_SPREAD = 600.0  # float64 holds exp of so wide a range; wider ones are summed in log space
-
 logger = logging.getLogger(__name__)
 
 
@@ -81,8 +83,8 @@ class _Cox(torch.autograd.Function):
         loss = (term - x[event]).mean()
         # A row's gradient: exp(x) summed over the events at which it is at risk, less Efron's share.
         summed = _log_running_sum(-term.flip(0), len(term) - sets.event_bounds[::-1]).flip(0)
-        end = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
-        ever = tensor(sets.next_event < end)
+        exit_process = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
+        ever = tensor(sets.next_event < exit_process)
         gradient = (x + summed[tensor(np.minimum(sets.next_event, len(term) - 1))]).exp().where(ever, x.new_zeros(()))
         share = x.new_zeros(sets.num_ties).index_add_(0, tie, fraction / (1 - fraction * tied))[tie]
         gradient[event] -= relative * share + 1
@@ -256,7 +258,7 @@ def fit(
     trained = table[_is_trained(table, validation)].reset_index(drop=True)
     candidates = []
     for number in settings.components if any(map(IMAGE_FEATURE.fullmatch, columns)) else (0,):
-        prepare = Inputs.fit(trained, columns, num_components=number)
+        prepare = Preparation.fit(trained, columns, num_components=number)
         data = Histories.of(table, prepare, grid)
         splits = split_rows(data.landmarks, validation, settings.ties)
         for inputs in (data.last_values, data.inputs[data.rows]):  # without and with the change since the first visit
@@ -414,7 +416,7 @@ def main(arguments: list[str]) -> int:
     def work() -> None:
         config = read_config(arguments, "tlstm.py")
         stop_on_signals(config.MAX_HOURS)
-        with hold(config.OUTPUT_DIR):
+        with lock_run(config.OUTPUT_DIR):
             torch.set_num_threads(fix_threads(config.OUTPUT_DIR))
             torch.use_deterministic_algorithms(True, warn_only=True)  # what a GPU has no other way for, it says
             cross_validate(config) if config.FOLDS else run(config)
@@ -435,16 +437,14 @@ def run(config: Config) -> None:
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
     predictor, history = fit(learned, validation, columns, grid=grid, settings=settings_of(config), progress=True)
-    years = predictions.curve_years(config.HORIZONS)
+    years = curve_years(config.HORIZONS)
     predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
 
     def evaluated(landmark: float | None) -> dict[str, dict]:
         chosen = {
             name: part if landmark is None else part[part["landmark"] == landmark] for name, part in predicted.items()
         }
-        return predictions.evaluate_parts(
-            chosen, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED
-        )
+        return evaluate_parts(chosen, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED)
 
     found: dict[str, Any] = (
         {"landmarks": {f"{landmark:g}": evaluated(landmark) for landmark in config.LANDMARKS}}
@@ -454,10 +454,10 @@ def run(config: Config) -> None:
     folder = config.OUTPUT_DIR / "tlstm"
     save(predictor, folder)
     everyone = pd.concat([part.assign(split=name) for name, part in predicted.items()], ignore_index=True)
-    predictions.write_predictions(everyone, folder / "predictions.csv")
+    write_predictions(everyone, folder / "predictions.csv")
     if not config.LANDMARKS:
-        by_visit = predictions.predict_by_visit(predictor, parts["test"], years)
-        predictions.write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
+        by_visit = predict_by_visit(predictor, parts["test"], years)
+        write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
     _write_csv(history, folder / "history.csv")
     _merge_metrics(config, found)
 
@@ -495,12 +495,12 @@ def cross_validate(config: Config) -> None:
         "lstm": arm(dataclasses.replace(settings, time_aware=False)),
     }
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
-    figures, predicted = crossval.cross_validate(table, arms, plan, progress=True)
+    figures, predicted = crossval.compare_models(table, arms, plan, progress=True)
     summary = crossval.summarise(figures)
     folder = config.OUTPUT_DIR / "cv"
     _write_csv(figures, folder / "figures.csv")
     _write_csv(pd.concat(histories), folder / "history.csv")
-    predictions.write_predictions(predicted, folder / "predictions.csv")
+    write_predictions(predicted, folder / "predictions.csv")
     crossval.draw_curves(predicted, folder / "curves.png")
     _merge_metrics(config, {"cv": summary})
     print(crossval.as_text(summary))
@@ -520,17 +520,15 @@ def _parts(config: Config) -> dict[str, pd.DataFrame]:
     """The run's features, or FEATURES split by subject."""
     if config.FEATURES is not None:
         table = tables.read_features(config.FEATURES, time_unit=config.TIME_UNIT)
-        return tables.split_subjects(
+        return split_subjects(
             table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
         )
     folder = config.OUTPUT_DIR / "features"
-    paths = {name: folder / f"{name}.parquet" for name in tables.PARTS}
+    paths = {name: folder / f"{name}.parquet" for name in PARTS}
     absent = [str(path) for path in paths.values() if not path.is_file()]
     if absent:
         raise InputError(f"expected the features of a run, found no {', '.join(absent)}. Run python main.py first.")
-    return tables.check_parts(
-        {name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()}
-    )
+    return check_parts({name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()})
 
 
 def settings_of(config: Config) -> Settings:
@@ -555,4 +553,4 @@ def settings_of(config: Config) -> Settings:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    end(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

@@ -21,21 +21,14 @@ from nibabel.processing import resample_from_to
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from attribution import (
-    Attribution,
-    expected_gradients,
-    gradcam,
-    hirescam,
-    randomisation,
-    shap_gradients,
-    stage_gradient,
-)
-from data import preprocess, read_grid
-from evidence import localisation, smooth
-from gradients import compiled
+from attribution.evidence import localisation, smooth
+from attribution.gradients import compiled
+from attribution.regions import make_parcels, region_shapley, sum_by_region
+from cohort.grid import read_grid
+from cohort.simulate import ATROPHY_LABELS, REGIONS
+from data import preprocess
+from explain import Attribution, expected_gradients, gradcam, hirescam, randomisation, shap_gradients, stage_gradient
 from model import build_model
-from regions import make_parcels, region_shapley, sum_by_region
-from simulate import ATROPHY_LABELS, REGIONS
 
 NUISANCE_LABELS = tuple(set(REGIONS) - set(ATROPHY_LABELS))
 NUM_SUBJECTS, NUM_BACKGROUND, STEPS = 20, 32, 128

@@ -28,13 +28,15 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-import tables
+from cohort import tables
 from config import Config, read_config
 from data import preprocess, read_image
-from files import InputError, read_json, write_json
-from manifest import RECORD, list_files, read_record
-from record import ARTEFACTS, Record
-from threads import fix_threads
+from runs.errors import InputError
+from runs.files import read_json, write_json
+from runs.manifest import RECORD, list_files, read_record
+from runs.record import Record
+from runs.stages import ARTEFACTS
+from runs.threads import fix_threads
 
 SHAPE = (16, 16, 16)
 TOKENS = [
@@ -254,7 +256,8 @@ def model_readers(folder: Path) -> list[Reader]:
 
 def weights_reader(folder: Path) -> Reader:
     """Stage 1 as it is saved; what a bit more or less makes of a weight, only the run's manifest can tell."""
-    from model import build_model, load_weights, save_weights
+    from model import build_model
+    from training.weights import load_weights, save_weights
 
     network, path = build_model(SHAPE, width=2), folder / "best.weights.h5"
     save_weights(network, path)
@@ -268,14 +271,15 @@ def weights_reader(folder: Path) -> Reader:
 
 def state_reader(folder: Path) -> Reader:
     """What a stopped training of stage 1 goes on from."""
-    from distribute import Workers
     from model import build_model
-    from steps import Options
-    from train import Part, Training
+    from training.devices import Workers
+    from training.loop import Training
+    from training.risk_sets import Scans
+    from training.steps import Options
 
     rng, num = np.random.default_rng(0), 8
     index, zeros = np.arange(num, dtype=np.int32), np.zeros(num, np.float32)
-    alone = Part([], index, index, zeros, rng.random(num).astype(np.float32), index % 2 == 0, index >= 0)
+    alone = Scans([], index, index, zeros, rng.random(num).astype(np.float32), index % 2 == 0, index >= 0)
     model, parts = build_model(SHAPE, width=2), {"train": alone, "val": alone}
     training = Training(model, parts, Options(), folder / "cnn", Workers(), save_seconds=60.0)
     training.save()

@@ -23,18 +23,19 @@ import pandas as pd
 import tensorflow as tf
 import torch
 
-import train
 from data import load_volumes
-from distribute import Workers, join
 from model import build_model
-from steps import Options, Steps
+from training import loop
+from training.devices import Workers, join
+from training.risk_sets import Scans, draw_risk_sets
+from training.steps import Options, Steps
 
 BATCH = 4  # volumes in memory where memory is scarce
 FILES = 8  # volumes on disk; a part's scans share them
 PORT = 23_470  # of the first of the workers, on this machine
 
 
-def make_part(folder: Path, num_subjects: int, visits: int, shape: tuple[int, int, int]) -> train.Part:
+def make_part(folder: Path, num_subjects: int, visits: int, shape: tuple[int, int, int]) -> Scans:
     """Subjects with volumes of noise; 3 of 4 have an event."""
     rng, rows = np.random.default_rng(0), []
     entries: list[Path] = []
@@ -45,7 +46,7 @@ def make_part(folder: Path, num_subjects: int, visits: int, shape: tuple[int, in
         for visit in range(visits):
             entries.append(folder / f"{len(entries) % FILES}.npy")
             rows.append((f"{number:04d}", f"{number}-{visit}", visit / 2, time, number % 4 > 0))
-    return train.Part.of(pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"]), entries)
+    return Scans.of(pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"]), entries)
 
 
 class Step:
@@ -53,7 +54,7 @@ class Step:
 
     def __init__(
         self,
-        part: train.Part,
+        part: Scans,
         shape: tuple[int, int, int],
         *,
         batch_size: int,
@@ -262,13 +263,13 @@ def bench_epoch() -> None:
     with tempfile.TemporaryDirectory() as folder:
         part, options = make_part(Path(folder), 128, 3, shape), Options()
         parts = {"train": part, "val": part}
-        training = train.Training(build_model(shape, width=16), parts, options, Path(folder), Workers(), 1e9)
+        training = loop.Training(build_model(shape, width=16), parts, options, Path(folder), Workers(), 1e9)
         training.callbacks = keras.callbacks.CallbackList(model=training.model)
-        sets = train.draw_risk_sets(part, options.risk_set, np.random.default_rng([0, 0]))
+        sets = draw_risk_sets(part, options.risk_set, np.random.default_rng([0, 0]))
         held = [tf.constant(load_volumes([part.entries[row] for row in rows])) for rows in sets]
 
         def epoch():
-            training.done = train.Progressed()
+            training.done = loop.Progressed()
             training.run_epoch(0)
 
         def bare():

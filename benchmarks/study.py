@@ -2,7 +2,7 @@
 
     python benchmarks/study.py [stability | visit_order | risk_set] [SEED ...]
 
-192 subjects for training, 48 for validation, 460 tested, as in cohort.py; only stage 1 is trained. Prints a JSON line a
+192 subjects for training, 48 for validation, 460 tested, as in embedded_cohort.py; only stage 1 is trained. Prints a JSON line a
 setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
 """
 
@@ -14,31 +14,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(HERE), str(HERE / "benchmarks")]
+from timing import HERE  # first: it sets the threads
 
-import timing  # noqa: E402, F401, I001  (first: it sets the threads)
+sys.path.insert(0, str(HERE))
 
-import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
+import numpy as np
+import pandas as pd
 
-import baselines  # noqa: E402
-import simulate  # noqa: E402
-import tables  # noqa: E402
-import train  # noqa: E402
-from data import build_cache  # noqa: E402
-from metrics import concordance  # noqa: E402
-from model import build_model  # noqa: E402
+from cohort import simulate, tables
+from cohort.splits import split_subjects
+from data import build_cache
+from model import build_model
+from survival import baselines
+from survival.estimates import concordance
+from training import loop
+from training.features import make_predict
+from training.risk_sets import Scans
+from training.steps import Options
 
 SEEDS = (0, 1, 2, 3, 4)
 SUBJECTS, TESTED = 700, 460
 SHAPE, WIDTH = (48, 56, 48), 16
 SMALL = (32, 40, 32)  # of the study of risk sets, whose largest costs 34 times the smallest
 STEPS = 48  # of that study, of every size
-DEFAULT = train.Options()
+DEFAULT = Options()
 
 
-def stability() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+def stability() -> list[tuple[str, float, tuple[int, int, int], str, Options]]:
     """Name, effect of the simulated atrophy, shape, normalisation and options; `visit_order` has the default."""
     changed: dict[str, dict[str, Any]] = {
         "EMA=.9": {"ema": 0.9},
@@ -49,7 +51,7 @@ def stability() -> list[tuple[str, float, tuple[int, int, int], str, train.Optio
     return [(name, 1.0, SHAPE, "batch", replace(DEFAULT, **change)) for name, change in changed.items()]
 
 
-def visit_order() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+def visit_order() -> list[tuple[str, float, tuple[int, int, int], str, Options]]:
     """With and without the visit-order term, where atrophy drives the hazard and where it does not."""
     return [
         (f"VISIT_ORDER_WEIGHT={weight:g}, SIM_EFFECT={effect:g}", effect, SHAPE, "batch", options)
@@ -59,7 +61,7 @@ def visit_order() -> list[tuple[str, float, tuple[int, int, int], str, train.Opt
     ]
 
 
-def risk_set() -> list[tuple[str, float, tuple[int, int, int], str, train.Options]]:
+def risk_set() -> list[tuple[str, float, tuple[int, int, int], str, Options]]:
     """The same number of steps with risk sets of 8, 64 and all 192 training subjects; and 8 for as many scans as 64."""
     sizes = ((8, STEPS), (64, STEPS), (192, STEPS), (8, 8 * STEPS))
     options = [replace(DEFAULT, risk_set=size, epochs=steps * size // 192) for size, steps in sizes]
@@ -83,7 +85,7 @@ def main(arguments: list[str]) -> None:
                 print(json.dumps({"name": label, "seed": seed} | measure(effect, shape, norm, options)), flush=True)
 
 
-def measure(effect: float, shape: tuple[int, int, int], norm: str, options: train.Options) -> dict[str, float]:
+def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Options) -> dict[str, float]:
     """Train once and test.
 
     Returns:
@@ -95,11 +97,11 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: trai
     model = build_model(shape, width=WIDTH, norm=norm, seed=options.seed)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        of = {name: train.Part.of(parts[name], entries[name]) for name in ("train", "val")}
-        train.train(model, of, options, Path(folder))
+        of = {name: Scans.of(parts[name], entries[name]) for name in ("train", "val")}
+        loop.train(model, of, options, Path(folder))
         seconds = time.process_time() - began
         watched = pd.read_csv(Path(folder) / "history.csv")["val_c_index"].to_numpy()
-    predict = train.make_predict(model)
+    predict = make_predict(model)
     scored = {
         name: part.drop(columns="nifti_path").assign(log_hazard=predict(entries[name], options.batch_size)[1])
         for name, part in parts.items()
@@ -130,7 +132,7 @@ def _cohort(effect: float, shape: tuple[int, int, int], seed: int):
         folder / f"effect-{effect:g}_seed-{seed}", num_subjects=SUBJECTS, effect=effect, seed=seed
     )
     table = tables.read_cohort(path, mri_folder=folder, time_unit="years")
-    parts = tables.split_subjects(table, test_ratio=TESTED / SUBJECTS, val_train_ratio=0.2, seed=seed)
+    parts = split_subjects(table, test_ratio=TESTED / SUBJECTS, val_train_ratio=0.2, seed=seed)
     whole = pd.concat(parts.values())
     cache = build_cache(whole, shape=shape, folder=folder / "cache")
     entries = dict(zip(whole["scan"], cache.entries, strict=True))

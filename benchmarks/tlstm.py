@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from linear import risk_sets
+from survival.cox import risk_sets
 from tlstm import TLSTM, Settings, cox_loss
 
 REPEATS = 7

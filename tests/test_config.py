@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from config import Config, read_config
-from files import InputError
+from runs.errors import InputError
 
 FROM_THE_ORIGINAL = (
     "TRAIN_CSV VAL_CSV TEST_CSV MRI_FOLDER OUTPUT_DIR TARGET_SHAPE DROPOUT_RATE BATCH_SIZE LEARNING_RATE EPOCHS SEED "

@@ -9,13 +9,12 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-import attribution
 import explain
-from evidence import localisation, smooth
-from files import InputError
-from gradients import compiled
+from attribution.evidence import localisation, smooth
+from attribution.gradients import compiled
+from attribution.regions import Regions
 from model import STAGES, build_model
-from regions import Regions
+from runs.errors import InputError
 
 # matplotlib deprecates what shap calls when it is imported
 pytestmark = pytest.mark.filterwarnings("ignore:The set_:PendingDeprecationWarning")
@@ -93,7 +92,7 @@ def plain_gradient(model, volumes):
 def test_linear_model_is_explained_exactly(rng, steps):
     weights = rng.normal(size=(5, 4, 3)).astype(np.float32)
     volume, background = (rng.normal(size=(*n, 5, 4, 3, 1)).astype(np.float32) for n in ((), (3,)))
-    found = attribution.expected_gradients(linear_model(weights), volume, background, steps=steps)
+    found = explain.expected_gradients(linear_model(weights), volume, background, steps=steps)
     wanted = weights * (volume - background.mean(axis=0))[..., 0]
     np.testing.assert_allclose(found.map, wanted, atol=1e-5)
     assert found.gap == pytest.approx(wanted.sum(), abs=1e-5)
@@ -102,11 +101,11 @@ def test_linear_model_is_explained_exactly(rng, steps):
 
 def test_equals_a_loop_over_the_definition(network, scans):
     volume, background = scans[0], scans[1:]
-    row, position = attribution._draw_points(NUM_BACKGROUND, 3, seed=4)
+    row, position = explain._draw_points(NUM_BACKGROUND, 3, seed=4)
     wanted = np.zeros((*SHAPE, 1))
     for b, a in zip(background[row], position, strict=True):
         wanted += (volume - b) * plain_gradient(network, (b + a * (volume - b))[None])[0] / len(row)
-    found = attribution.expected_gradients(network, volume, background, steps=15, seed=4)
+    found = explain.expected_gradients(network, volume, background, steps=15, seed=4)
     assert found.num_gradients == 15
     assert np.linalg.norm(found.map - wanted[..., 0]) < 1e-4 * np.linalg.norm(wanted)
     assert found.value == pytest.approx(float(network(volume[None])[0, 0]), rel=1e-5)
@@ -114,7 +113,7 @@ def test_equals_a_loop_over_the_definition(network, scans):
 
 
 def test_steps_are_rounded_up_so_that_every_background_counts_equally():
-    row, position = attribution._draw_points(8, 5, seed=0)
+    row, position = explain._draw_points(8, 5, seed=0)
     assert np.bincount(row).tolist() == [5] * 8
     assert (np.sort(position) * 40).astype(int).tolist() == list(range(40))  # one in each fortieth of the line
     for line in range(8):
@@ -124,21 +123,21 @@ def test_steps_are_rounded_up_so_that_every_background_counts_equally():
 def test_completeness_error_vanishes_with_the_steps(learned):
     model, _, volumes, target = learned
     volume, background = volumes[target.argmax()], volumes[:8]
-    few = [attribution.expected_gradients(model, volume, background, steps=8, seed=seed) for seed in range(5)]
-    many = attribution.expected_gradients(model, volume, background, steps=800)
+    few = [explain.expected_gradients(model, volume, background, steps=8, seed=seed) for seed in range(5)]
+    many = explain.expected_gradients(model, volume, background, steps=800)
     assert many.completeness_error < 0.02 < np.mean([found.completeness_error for found in few])
     assert many.map.sum() == pytest.approx(many.value - many.expected, rel=0.02)
 
 
 def test_a_bar_is_shown_on_request(network, scans, capsys):
     for progress in (False, True):
-        attribution.expected_gradients(network, scans[0], scans[1:], steps=5, progress=progress)
+        explain.expected_gradients(network, scans[0], scans[1:], steps=5, progress=progress)
         assert ("SHAP" in capsys.readouterr().err) == progress
 
 
 def test_the_same_seed_gives_the_same_map(network, scans):
     one, same, other = (
-        attribution.expected_gradients(network, scans[0], scans[1:], steps=10, seed=seed).map for seed in (0, 0, 1)
+        explain.expected_gradients(network, scans[0], scans[1:], steps=10, seed=seed).map for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 0
@@ -147,8 +146,8 @@ def test_the_same_seed_gives_the_same_map(network, scans):
 def test_agrees_with_shap(learned):
     model, _, volumes, target = learned
     volume, background = volumes[target.argmax()], volumes[:10]
-    ours = attribution.expected_gradients(model, volume, background, steps=200)
-    theirs = attribution.shap_gradients(model, volume, background, steps=1000, seed=0)
+    ours = explain.expected_gradients(model, volume, background, steps=200)
+    theirs = explain.shap_gradients(model, volume, background, steps=1000, seed=0)
     assert theirs.map.shape == (16, 16, 16) and theirs.map.dtype == np.float32
     assert np.corrcoef(ours.map.ravel(), theirs.map.ravel())[0, 1] > 0.98
     assert theirs.map.sum() == pytest.approx(ours.gap, rel=0.1)
@@ -162,22 +161,22 @@ def test_less_error_than_shap_with_four_times_the_gradients(rng):
         )
     model = keras.Model(volume, x)
     scan, background = (rng.normal(size=(*n, 5, 4, 3, 1)).astype(np.float32) for n in ((), (8,)))
-    wanted = attribution.expected_gradients(model, scan, background, steps=4000, seed=9).map
+    wanted = explain.expected_gradients(model, scan, background, steps=4000, seed=9).map
 
     def error(engine, steps):
         maps = [engine(model, scan, background, steps=steps, seed=seed).map for seed in range(5)]
         return np.mean([np.linalg.norm(found - wanted) for found in maps])
 
-    assert error(attribution.expected_gradients, 32) < error(attribution.shap_gradients, 128)
+    assert error(explain.expected_gradients, 32) < error(explain.shap_gradients, 128)
 
 
 def test_one_background_has_no_stability(network, scans):
-    assert attribution.expected_gradients(network, scans[0], scans[1:2], steps=4).stability is None
-    assert attribution.expected_gradients(network, scans[0], scans[1:3], steps=4).stability is not None
+    assert explain.expected_gradients(network, scans[0], scans[1:2], steps=4).stability is None
+    assert explain.expected_gradients(network, scans[0], scans[1:3], steps=4).stability is not None
 
 
 def test_completeness_error_of_no_gap(network, scans):
-    found = attribution.expected_gradients(network, scans[0], scans[:1], steps=2)
+    found = explain.expected_gradients(network, scans[0], scans[:1], steps=2)
     assert found.gap == 0 and not found.map.any()
     assert found.completeness_error == float("inf")
 
@@ -210,7 +209,7 @@ def pooling_model(weight: float):
     return model
 
 
-@pytest.mark.parametrize("method", [attribution.gradcam, attribution.hirescam])
+@pytest.mark.parametrize("method", [explain.gradcam, explain.hirescam])
 @pytest.mark.parametrize("weight", [3.0, -3.0])
 def test_hand_worked_map_is_signed_and_peaks_at_the_cell(method, weight):
     volume = np.zeros((64, 64, 64, 1), np.float32)
@@ -224,16 +223,16 @@ def test_hand_worked_map_is_signed_and_peaks_at_the_cell(method, weight):
 
 
 def test_cells_of_the_last_stage_sum_to_the_log_hazard(network, scans):
-    activation, gradient = attribution.stage_gradient(network, scans[0], "stage4")
+    activation, gradient = explain.stage_gradient(network, scans[0], "stage4")
     assert (activation * gradient).sum() == pytest.approx(float(network(scans[:1])[0, 0]), abs=1e-4)
     np.testing.assert_allclose(
-        attribution.gradcam(network, scans[0], "stage4"), attribution.hirescam(network, scans[0], "stage4"), atol=1e-6
+        explain.gradcam(network, scans[0], "stage4"), explain.hirescam(network, scans[0], "stage4"), atol=1e-6
     )
 
 
 def test_stage_gradient_by_finite_differences(network, scans):
     rest = keras.Model(network.get_layer("stage2").output, network.output)
-    activation, gradient = attribution.stage_gradient(network, scans[0], "stage2")
+    activation, gradient = explain.stage_gradient(network, scans[0], "stage2")
     step = 1e-3 * gradient / np.linalg.norm(gradient)
     up, down = (float(rest(activation[None] + sign * step)[0, 0]) for sign in (1, -1))
     assert (up - down) / 2e-3 == pytest.approx(np.linalg.norm(gradient), rel=2e-2)
@@ -241,7 +240,7 @@ def test_stage_gradient_by_finite_differences(network, scans):
 
 def test_unknown_stage_lists_the_stages(network, scans):
     with pytest.raises(InputError, match=r"stage1, stage2, stage3, stage4\. Received: 'layer9'"):
-        attribution.gradcam(network, scans[0], "layer9")
+        explain.gradcam(network, scans[0], "layer9")
 
 
 # ---- Evidence ------------------------------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def test_unknown_stage_lists_the_stages(network, scans):
 def test_finds_the_planted_blob(learned):
     model, truth, volumes, target = learned
     volume = volumes[target.argmax()]
-    found = attribution.expected_gradients(model, volume, volumes[:10], steps=40)
+    found = explain.expected_gradients(model, volume, volumes[:10], steps=40)
     measured = localisation(smooth(found.map, (1, 1, 1), 2.0), truth, volume[..., 0] != 0, (1, 1, 1))
     assert measured["auc"] > 0.95 and measured["enrichment"] > 10 and measured["peak_mm"] == 0
     assert found.map[truth].sum() > 0.7 * found.gap > 0  # brighter than most: it raises the log-hazard
@@ -260,8 +259,8 @@ def test_finds_the_planted_blob(learned):
 def test_a_randomised_network_is_told_from_the_trained_one(learned):
     model, _, volumes, target = learned
     volume, before = volumes[target.argmax()], model.get_weights()
-    reference = attribution.expected_gradients(model, volume, volumes[:10], steps=40).map
-    curve = attribution.randomisation(model, volume, volumes[:10], reference, steps=20)
+    reference = explain.expected_gradients(model, volume, volumes[:10], steps=40).map
+    curve = explain.randomisation(model, volume, volumes[:10], reference, steps=20)
     assert list(curve) == ["trained", "log_hazard", "stage4", "stage3", "stage2", "stage1", "stem"]
     assert curve["trained"] > 0.7
     assert abs(curve["stem"]) < 0.3
@@ -270,15 +269,15 @@ def test_a_randomised_network_is_told_from_the_trained_one(learned):
 
 
 def test_weights_come_back_when_randomisation_is_interrupted(network, scans, monkeypatch):
-    before, permute = network.get_weights(), attribution._permute
+    before, permute = network.get_weights(), explain._permute
 
     def interrupted(model, name, rng):
         permute(model, name, rng)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(attribution, "_permute", interrupted)
+    monkeypatch.setattr(explain, "_permute", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        attribution.randomisation(network, scans[0], scans[1:], np.ones(SHAPE), steps=2)
+        explain.randomisation(network, scans[0], scans[1:], np.ones(SHAPE), steps=2)
     assert all(np.array_equal(*pair) for pair in zip(before, network.get_weights(), strict=True))
 
 
@@ -300,7 +299,7 @@ def test_explain_scan_gathers_maps_and_evidence(learned, engine):
     assert metrics["shap"]["log_hazard"] < metrics["shap"]["expected_log_hazard"]
     assert metrics["gradcam"]["layer"] == "stage3" and "1x1x1 cells" in found["origin"]["gradcam"]
     assert set(metrics["hirescam"]["localisation"]) == {"auc", "enrichment", "peak_mm"}
-    assert set(metrics["randomisation"]) == {"trained", *attribution.RANDOMISED}
+    assert set(metrics["randomisation"]) == {"trained", *explain.RANDOMISED}
 
 
 def test_without_truth_nothing_is_said_of_localisation(network, scans):
@@ -329,9 +328,7 @@ def test_the_cohorts_mean_and_where_signs_agree(learned):
     high = np.flatnonzero(target > 0.4)
     explained = functools.partial(explain.explain_cohort, model, voxel_mm=(4, 4, 4), regions=regions, steps=8)
     found = explained(((str(i), volumes[i]) for i in high), volumes[:8])
-    single = [
-        smooth(attribution.expected_gradients(model, volumes[i], volumes[:8], steps=8).map, (4,) * 3) for i in high
-    ]
+    single = [smooth(explain.expected_gradients(model, volumes[i], volumes[:8], steps=8).map, (4,) * 3) for i in high]
     inside = volumes[0, ..., 0] != 0
     np.testing.assert_allclose(found["mean"][inside], np.mean(single, axis=0)[inside], atol=1e-7)
     np.testing.assert_allclose(found["consistency"][inside], np.mean(np.sign(single), axis=0)[inside], atol=1e-6)
@@ -346,13 +343,13 @@ def test_volumes_of_another_shape_are_refused(network, scans, wrong):
     volume = scans[0, :-1] if wrong == "volume" else scans[0]
     background = {"volume": scans[1:], "background": scans[1:, :, 1:], "nobody": scans[:0]}[wrong]
     with pytest.raises(InputError, match=r"expected a volume \(16, 20, 17, 1\)"):
-        attribution.expected_gradients(network, volume, background, steps=2)
+        explain.expected_gradients(network, volume, background, steps=2)
 
 
 def test_spearman_is_of_ranks(learned):
     model, _, volumes, _ = learned
-    reference = attribution.expected_gradients(model, volumes[0], volumes[1:5], steps=4, seed=1).map
-    curve = attribution.randomisation(model, volumes[0], volumes[1:5], np.cbrt(reference), steps=4, seed=0)
+    reference = explain.expected_gradients(model, volumes[0], volumes[1:5], steps=4, seed=1).map
+    curve = explain.randomisation(model, volumes[0], volumes[1:5], np.cbrt(reference), steps=4, seed=0)
     inside = volumes[0, ..., 0] != 0
     assert stats.spearmanr(reference[inside], np.cbrt(reference[inside])).statistic == pytest.approx(1)
     assert curve["trained"] == pytest.approx(1)

@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from test_main import SMALL, digests, start
+from programs import SMALL, digests, start
 
-import folds
-import tables
+import main
+from cohort import tables
+from cohort.splits import PARTS, split_folds
 from config import read_config
-from files import InputError
-from metrics import concordance
-from predictions import curve_years, write_predictions
+from reporting.terminal import folds_table
+from runs.errors import InputError
+from survival.estimates import concordance
+from survival.predictor import curve_years, write_predictions
 
 HORIZONS = (1.0, 2.0)
 
@@ -43,7 +45,7 @@ class Runs:
         config = read_config(
             [f"--{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in settings.items()]
         )
-        paths = {part: getattr(config, f"{part.upper()}_CSV") for part in tables.PARTS}
+        paths = {part: getattr(config, f"{part.upper()}_CSV") for part in PARTS}
         written = {}
         for part, path in paths.items():
             table = pd.read_csv(path).rename(columns={column: name for name, column in tables.ON_DISK.items()})
@@ -70,38 +72,38 @@ def settings_of(tmp_path, *arguments):
 
 
 def test_everyone_is_tested_once_and_whole(cohort):
-    split = folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
+    split = split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
     tested = pd.concat([parts["test"] for parts in split])
     assert sorted(tested["scan"]) == sorted(cohort["scan"])
     for parts in split:
         subjects = {name: set(part["subject"]) for name, part in parts.items()}
         assert {name: len(one) for name, one in subjects.items()} == {"train": 20, "val": 8, "test": 14}
-        assert {name: part["event"].mean() for name, part in parts.items()} == dict.fromkeys(tables.PARTS, 0.5)
+        assert {name: part["event"].mean() for name, part in parts.items()} == dict.fromkeys(PARTS, 0.5)
         assert set.union(*subjects.values()) == set(cohort["subject"])
         assert sum(len(part) for part in parts.values()) == len(cohort)
-    again, other = (folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=seed) for seed in (0, 1))
+    again, other = (split_folds(cohort, 3, val_train_ratio=0.25, seed=seed) for seed in (0, 1))
     assert again[0]["test"].equals(split[0]["test"]) and not other[0]["test"].equals(split[0]["test"])
 
 
 def test_more_folds_than_events_are_refused(cohort):
     with pytest.raises(InputError, match="FOLDS: expected at most 21, the subjects with an event"):
-        folds.split_folds(cohort, 22, val_train_ratio=0.25, seed=0)
+        split_folds(cohort, 22, val_train_ratio=0.25, seed=0)
 
 
 def test_settings_that_mean_nothing_are_named_at_once(tmp_path):
     wrong = ["--TRAIN_CSV=a", "--VAL_CSV=a", "--TEST_CSV=a", "--STAGES=cnn,report", "--SAMPLE_INDEX=1", "--LANDMARKS=1"]
     with pytest.raises(InputError) as error:
-        folds.check(settings_of(tmp_path, *wrong, "--FOLDS=1"))
+        main.check_folds(settings_of(tmp_path, *wrong, "--FOLDS=1"))
     for told in ("(5)", "FOLDS: expected 2", "TRAIN_CSV", "missing features, tlstm", "SAMPLE_INDEX", "LANDMARKS"):
         assert told in str(error.value)
-    folds.check(settings_of(tmp_path))
-    folds.check(settings_of(tmp_path, *wrong, "--FOLDS=0"))
+    main.check_folds(settings_of(tmp_path))
+    main.check_folds(settings_of(tmp_path, *wrong, "--FOLDS=0"))
 
 
 def test_a_folds_run_has_its_own_split_and_folder_and_shares_the_cache(cohort, tmp_path):
     runs = Runs()
     config = settings_of(tmp_path, "--EXPLAIN=highest,s00,s01,s02", "--EPOCHS=5")
-    folds.cross_validate(config, cohort, truth=None, run=runs)
+    main.cross_validate(config, cohort, truth=None, run=runs)
     assert [one["OUTPUT_DIR"] for one in runs.settings] == [str(tmp_path / "folds" / str(fold)) for fold in (1, 2, 3)]
     assert {one["CACHE_DIR"] for one in runs.settings} == {str(tmp_path / "cache")}
     assert {one["EPOCHS"] for one in runs.settings} == {5}
@@ -117,14 +119,14 @@ def test_a_folds_run_has_its_own_split_and_folder_and_shares_the_cache(cohort, t
 def test_a_stopped_fold_stops_all(cohort, tmp_path):
     runs = Runs(stop_at=2)
     with pytest.raises(SystemExit):
-        folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=runs)
+        main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=runs)
     assert len(runs.settings) == 2 and not (tmp_path / "metrics.json").exists()
 
 
 def test_pooled_and_per_fold_figures_are_right(cohort, tmp_path):
     """Against the C-index by hand: each fold's is of its own subjects; pooled, a fold's own scale does not matter."""
-    found = folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
-    split = folds.split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
+    found = main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    split = split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
     centred = []
     for fold, parts in zip(found["each"], split, strict=True):
         last = {name: tables.last_visits(part) for name, part in parts.items()}
@@ -146,14 +148,14 @@ def test_pooled_and_per_fold_figures_are_right(cohort, tmp_path):
     }
     assert set(found["pooled"]) == {"cnn", "tlstm", "baselines"} and set(found["pooled"]["cnn"]) == {"test"}
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"folds": json.loads(json.dumps(found))}
-    told = folds.as_text(found)
+    told = folds_table(found)
     assert "42 test subjects, 21 of them" in told
     assert f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})" in told
 
 
 def test_other_figures_of_the_folder_stay(cohort, tmp_path):
     (tmp_path / "metrics.json").write_text('{"cnn": 1, "folds": 2}')
-    folds.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert kept["cnn"] == 1 and set(kept["folds"]) == {"pooled", "each", "mean"}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data import Cache, Grid, load_volume
-from files import InputError
-from inputs import Inputs
+from cohort.grid import Grid
+from data import Cache, Cohort, load_volume
+from runs.errors import InputError
 
 GRID = Grid((4, 4, 4), np.eye(4))
 
@@ -18,7 +18,7 @@ def inputs(tmp_path):
         np.save(entry, np.zeros((4, 4, 4), np.float16))
     scans = [f"S{number}_v1" for number in range(6)]
     parts = {name: pd.DataFrame({"scan": scans[i : i + 2]}) for i, name in ((4, "test"), (0, "train"), (2, "val"))}
-    return Inputs(parts, Cache(entries, GRID, GRID, num_built=0), None)
+    return Cohort(parts, Cache(entries, GRID, GRID, num_built=0), None)
 
 
 def test_scans_that_are_lost_on_the_way_are_named(inputs, tmp_path):

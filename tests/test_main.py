@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from crash.kills import go_on, kill_at
-from runs import SMALL, digests, results, run, stages_done, start
+from programs import SMALL, digests, results, run, stages_done, start
 
 
 @pytest.fixture(scope="module")

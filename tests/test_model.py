@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from files import InputError
-from model import STAGES, build_model, feature_model, load_weights, save_weights
+from model import STAGES, build_model, feature_model
+from runs.errors import InputError
+from training.weights import load_weights, save_weights
 
 
 @pytest.fixture(scope="module")

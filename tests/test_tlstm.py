@@ -5,25 +5,24 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from lifelines import CoxPHFitter
+from samples import naive_loss, random_table, survival_data
 
-import crossval
-import linear
-import sequences
-import tables
 import tlstm
-from files import InputError
+from cohort import tables
+from cohort.splits import PARTS, split_subjects
+from runs.errors import InputError
+from runs.files import ROOT
+from survival import cox, crossval, preparation
+from survival.landmarks import Histories
+from survival.link import inner_folds, split_rows
 from tests.oracles.tlstm_slopes import slope_table
-from tests.test_linear import naive_loss, survival_data
-from tests.test_sequences import random_table
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICK = tlstm.Settings(num_seeds=2, hidden=4, epochs=3, components=(2,), penalties=(0.1,))
 YEARS = np.array([1.0, 2.0, 3.0])
 
@@ -34,7 +33,7 @@ YEARS = np.array([1.0, 2.0, 3.0])
 def test_cox_equals_the_naive_loss(rng, ties, strata):
     inputs, time, event, stratum = survival_data(rng)
     stratum = stratum if strata else np.zeros_like(stratum)
-    loss = tlstm.cox_loss(torch.tensor(inputs[:, 0]), linear.risk_sets(time, event, stratum, ties))
+    loss = tlstm.cox_loss(torch.tensor(inputs[:, 0]), cox.risk_sets(time, event, stratum, ties))
     assert float(loss) == pytest.approx(naive_loss(inputs[:, 0], time, event, stratum, ties), abs=1e-12)
 
 
@@ -50,7 +49,7 @@ def test_cox_equals_torchsurv_with_ties(rng, ties):
     theirs = neg_partial_log_likelihood(
         log_hazard, torch.tensor(event), torch.tensor(time), ties_method=ties, reduction="sum"
     )
-    assert float(tlstm.cox_loss(log_hazard, linear.risk_sets(time, event, None, ties))) == pytest.approx(
+    assert float(tlstm.cox_loss(log_hazard, cox.risk_sets(time, event, None, ties))) == pytest.approx(
         float(theirs) / event.sum(), abs=1e-6
     )
 
@@ -59,7 +58,7 @@ def test_cox_equals_lifelines_with_ties(rng):
     inputs, time, event, _ = survival_data(rng)
     fitter = CoxPHFitter().fit(pd.DataFrame({"x": inputs[:, 0], "time": time, "event": event}), "time", "event")
     log_hazard = torch.tensor(inputs[:, 0] * fitter.params_["x"])
-    loss = tlstm.cox_loss(log_hazard, linear.risk_sets(time, event))
+    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(time, event))
     assert float(loss) == pytest.approx(-fitter.log_likelihood_ / event.sum(), abs=1e-6)
 
 
@@ -67,7 +66,7 @@ def test_cox_equals_lifelines_with_ties(rng):
 @pytest.mark.parametrize("spread", [1.0, 1000.0])  # summed in float64, or in log space
 def test_cox_gradient_equals_finite_differences(rng, ties, spread):
     inputs, time, event, stratum = survival_data(rng)
-    sets = linear.risk_sets(time, event, stratum, ties)
+    sets = cox.risk_sets(time, event, stratum, ties)
     assert sets.num_ties < len(sets.event)
     log_hazard = torch.tensor(inputs[:, 0], requires_grad=True)
     with torch.no_grad():
@@ -79,7 +78,7 @@ def test_cox_gradient_equals_finite_differences(rng, ties, spread):
 def test_cox_is_finite_at_1000(rng, dtype):
     _, time, event, _ = survival_data(rng)
     log_hazard = torch.tensor(rng.choice([-1000.0, 0.0, 1000.0], len(time)), dtype=dtype, requires_grad=True)
-    sets = linear.risk_sets(time, event)
+    sets = cox.risk_sets(time, event)
     loss = tlstm.cox_loss(log_hazard, sets)
     assert loss.isfinite()
     assert torch.autograd.grad(tlstm.cox_loss(log_hazard, sets), log_hazard)[0].isfinite().all()
@@ -89,17 +88,17 @@ def test_cox_is_finite_at_1000(rng, dtype):
 def test_cox_ignores_a_shift_and_the_order_of_rows(rng):
     inputs, time, event, stratum = survival_data(rng)
     log_hazard = torch.tensor(inputs[:, 0])
-    loss = tlstm.cox_loss(log_hazard, linear.risk_sets(time, event, stratum))
-    shifted = tlstm.cox_loss(log_hazard + 300, linear.risk_sets(time, event, stratum))
+    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(time, event, stratum))
+    shifted = tlstm.cox_loss(log_hazard + 300, cox.risk_sets(time, event, stratum))
     order = rng.permutation(len(time))
-    shuffled = tlstm.cox_loss(log_hazard[order], linear.risk_sets(time[order], event[order], stratum[order]))
+    shuffled = tlstm.cox_loss(log_hazard[order], cox.risk_sets(time[order], event[order], stratum[order]))
     assert float(shifted) == pytest.approx(float(loss), abs=1e-12)
     assert float(shuffled) == pytest.approx(float(loss), abs=1e-12)
 
 
 def test_cox_without_an_event_is_0_and_attached():
     log_hazard = torch.ones(3, requires_grad=True)
-    loss = tlstm.cox_loss(log_hazard, linear.risk_sets(np.ones(3), np.zeros(3, bool)))
+    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(np.ones(3), np.zeros(3, bool)))
     assert loss == 0
     assert torch.autograd.grad(loss, log_hazard)[0].tolist() == [0, 0, 0]
 
@@ -107,8 +106,8 @@ def test_cox_without_an_event_is_0_and_attached():
 # ---- The network -------------------------------------------------------------------------------------
 def network_and_data(rng, *, seeds=2, double=True, **settings):
     table = random_table(rng)
-    prepare = sequences.Inputs.fit(table, tables.feature_columns(table), num_components=2)
-    data = sequences.Histories.of(table, prepare, (0.5, 1.0, 2.0))
+    prepare = preparation.Preparation.fit(table, tables.feature_columns(table), num_components=2)
+    data = Histories.of(table, prepare, (0.5, 1.0, 2.0))
     network = tlstm.TLSTM(
         data.inputs.shape[1], tlstm.Settings(num_seeds=seeds, hidden=5, link=False, **settings)
     ).eval()
@@ -181,12 +180,12 @@ def test_attention_can_not_overflow(rng):
 def test_the_length_of_other_histories_changes_nothing(rng, more):
     """Beside a subject with 50 visits more, others would be padded by 50 visits."""
     table = random_table(rng)
-    prepare = sequences.Inputs.fit(table, tables.feature_columns(table), num_components=2)
+    prepare = preparation.Preparation.fit(table, tables.feature_columns(table), num_components=2)
     network = tlstm.TLSTM(prepare.num_inputs, tlstm.Settings(num_seeds=2, hidden=5, link=False)).eval()
     longest = table.groupby("subject").size().max() + more
     other = pd.DataFrame([{**table.iloc[0], "subject": "z", "time": 999.0, "visit_time": k} for k in range(longest)])
-    alone = network.correct(sequences.Histories.of(table, prepare))[0]
-    beside = network.correct(sequences.Histories.of(pd.concat([table, other], ignore_index=True), prepare))[0]
+    alone = network.correct(Histories.of(table, prepare))[0]
+    beside = network.correct(Histories.of(pd.concat([table, other], ignore_index=True), prepare))[0]
     np.testing.assert_allclose(beside[:, :-1], alone, atol=1e-6)
 
 
@@ -213,7 +212,7 @@ def test_time_decays_memory_as_published():
 # ---- Training and prediction -----------------------------------------------------------------------
 def fitted(table, settings=QUICK, grid=(0.5, 1.0, 2.0), seed=0):
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    validation = linear.inner_folds(event, settings.num_seeds, np.random.default_rng(seed))
+    validation = inner_folds(event, settings.num_seeds, np.random.default_rng(seed))
     return tlstm.fit(table, validation, tables.feature_columns(table), grid=grid, settings=settings)
 
 
@@ -222,8 +221,8 @@ def test_step_0_is_the_ridge_cox_of_lifelines(rng):
     settings = dataclasses.replace(QUICK, epochs=0, num_seeds=1)
     predictor, _ = fitted(table, settings)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    trained = ~linear.inner_folds(event, 1, np.random.default_rng(0))[0]
-    data = sequences.Histories.of(table, predictor.prepare, predictor.grid)
+    trained = ~inner_folds(event, 1, np.random.default_rng(0))[0]
+    data = Histories.of(table, predictor.prepare, predictor.grid)
     rows = trained[data.landmarks.subject]
     inputs = data.last_values[rows][:, : predictor.prepare.num_state]
     spread = inputs.std(axis=0, ddof=1)  # by which lifelines divides before it penalises
@@ -276,10 +275,12 @@ def test_the_kept_epoch_is_the_best_on_validation(rng):
     settings = dataclasses.replace(QUICK, epochs=60, learning_rate=0.05, patience=60)
     predictor, history = fitted(table, settings)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    data = sequences.Histories.of(table, predictor.prepare, (0.5, 1.0, 2.0))
-    splits = linear.split_rows(data.landmarks, linear.inner_folds(event, 2, np.random.default_rng(0)))
+    data = Histories.of(table, predictor.prepare, (0.5, 1.0, 2.0))
+    splits = split_rows(data.landmarks, inner_folds(event, 2, np.random.default_rng(0)))
     seeds, _ = predictor.seeds(data)
-    losses = [linear.cox_loss(own[part.val], part.val_sets) for own, part in zip(seeds, splits, strict=True)]
+    losses = [
+        cox.partial_likelihood_loss(own[part.val], part.val_sets) for own, part in zip(seeds, splits, strict=True)
+    ]
     assert np.mean(losses) == pytest.approx(history["val_loss"].min(), abs=1e-4)
     assert history["val_loss"].min() < history["val_loss"].iloc[-1] - 0.01
 
@@ -291,7 +292,7 @@ def test_baselines_and_scales_are_of_the_training_subjects(rng):
     validation = np.tile(held, (2, 1))
     predictor, _ = tlstm.fit(table, validation, ["log_hazard", "lab"], grid=(), settings=QUICK)
     own = table[table["subject"].isin(subjects[~held])].reset_index(drop=True)
-    again = sequences.Inputs.fit(own, ["log_hazard", "lab"], num_components=0)
+    again = preparation.Preparation.fit(own, ["log_hazard", "lab"], num_components=0)
     np.testing.assert_array_equal(predictor.prepare(table), again(table))
     said = predictor.predict(own, years=YEARS)
     expected = tlstm.predictions.metrics.breslow(*(said[name].to_numpy() for name in ("log_hazard", "time", "event")))
@@ -301,7 +302,7 @@ def test_baselines_and_scales_are_of_the_training_subjects(rng):
 def test_one_visit_everywhere_is_a_cox_model_and_says_so(rng, caplog):
     table = random_table(rng, num_subjects=60).drop_duplicates("subject").reset_index(drop=True)
     predictor, history = fitted(table, grid=())
-    data = sequences.Histories.of(table, predictor.prepare)
+    data = Histories.of(table, predictor.prepare)
     assert "Cox model" in caplog.text
     assert len(history) == 1
     np.testing.assert_array_equal(predictor.network.correct(data)[0], 0)
@@ -317,7 +318,7 @@ def test_recalibration_scales_the_log_hazard(rng):
     table = random_table(rng, num_subjects=60)
     plain, _ = fitted(table)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    validation = linear.inner_folds(event, 2, np.random.default_rng(0))
+    validation = inner_folds(event, 2, np.random.default_rng(0))
     scaled = plain.calibrated(table, validation, recalibrate=True)
     ratio = scaled.predict(table, years=YEARS)["log_hazard"] / plain.predict(table, years=YEARS)["log_hazard"]
     np.testing.assert_allclose(ratio, scaled.slope)
@@ -384,7 +385,7 @@ QUICK_ARGUMENTS = ("--TLSTM_EPOCHS", 3, "--NUM_SEEDS", 2, "--NUM_RESAMPLES", 100
 @pytest.fixture
 def features(rng, tmp_path):
     """OUTPUT_DIR with features of 60 subjects."""
-    parts = tables.split_subjects(random_table(rng, num_subjects=60), test_ratio=0.25, val_train_ratio=0.25, seed=0)
+    parts = split_subjects(random_table(rng, num_subjects=60), test_ratio=0.25, val_train_ratio=0.25, seed=0)
     for name, part in parts.items():
         tables.write_table(part, tmp_path / "features" / f"{name}.parquet")
     return tmp_path
@@ -403,7 +404,7 @@ def test_a_run_writes_its_folder(features):
     said = pd.read_csv(features / "tlstm" / "predictions.csv")
     assert said.columns[:6].tolist() == ["subjectid", "split", "landmark", "time", "convert_status", "log_hazard"]
     assert {"survival_0.25", "survival_2.0", "survival_5.0", "attention_1"} <= set(said.columns)
-    seen = {name: tables.read_features(features / "features" / f"{name}.parquet") for name in tables.PARTS}
+    seen = {name: tables.read_features(features / "features" / f"{name}.parquet") for name in PARTS}
     for name, part in seen.items():
         assert set(said.loc[said["split"] == name, "subjectid"]) == set(part["subject"])
     test = said[said["split"] == "test"].reset_index(drop=True)
@@ -524,7 +525,7 @@ def gain_over_last_values(slope_effect):
         return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
 
     arms = {"tlstm": ours, "locf_cox": crossval.linear_arm(columns, settings.penalties, ())}
-    figures, _ = crossval.cross_validate(table, arms, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
+    figures, _ = crossval.compare_models(table, arms, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
     return crossval.summarise(figures)["2+5"]["difference"]["locf_cox"]["c_index"]["value"]
 
 

@@ -12,17 +12,18 @@ from pathlib import Path
 
 os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tensorflow as tf
-from test_train import SHAPE, part_of
+from volumes import SHAPE, part_of
 
-import processes
-import train
-from distribute import join
 from model import build_model
-from steps import Steps
+from runs import processes
+from training import loop
+from training.devices import join
+from training.steps import Options, Steps
 
 
 def run(distribute, folder, kill):
@@ -34,11 +35,11 @@ def run(distribute, folder, kill):
     volumes.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     parts = {"train": part_of(volumes, 20, rng)[1], "val": part_of(volumes, 12, rng, "v")[1]}
-    options = train.Options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
+    options = Options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
     with workers.strategy.scope():
         model = build_model(SHAPE, width=4, norm="group", dropout=0.3, precision="float64", seed=1)
     taken = watch(kill)
-    train.train(model, parts, options, folder / distribute, workers=workers, save_seconds=0.0)
+    loop.train(model, parts, options, folder / distribute, workers=workers, save_seconds=0.0)
     if workers.is_first:
         np.savez(folder / f"{distribute}.npz", *model.get_weights())
         parts_of_a_step = {name: getattr(taken[0], name) for name in ("whole", "forward", "slope", "backward", "apply")}

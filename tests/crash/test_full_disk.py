@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from runs import SMALL, results, run, start, temporaries
+from programs import SMALL, results, run, start, temporaries
 
 ARGUMENTS = [*SMALL, "--EXPLAIN=highest", "--EXPLAIN_COHORT=0"]
 STAGES = ("simulated", "cache", "cnn", "features", "tlstm", "explain", "figures")  # what fills the disk, in this order

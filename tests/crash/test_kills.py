@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from kills import go_on, kill_at
-from runs import SMALL, results, run, stages_done
+from programs import SMALL, results, run, stages_done
 
 SEED = 7
 RUNS, KILLS = 5, 4  # of each run

@@ -1,0 +1,67 @@
+"""What the default run reaches on the embedded cohort: three seeds, each tested on 460 subjects kept back.
+
+    python benchmarks/embedded_cohort.py [--SETTING value ...]
+
+Training and validation are as large as the default's (192 and 48 subjects); only the test part is larger, so that the
+figures' own noise is small. Prints a JSON line a seed and one of the means; the runs stay in `outputs-benchmark/`.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+HERE = Path(__file__).resolve().parent.parent
+SEEDS = (0, 1, 2)
+SUBJECTS, TESTED = 700, 460
+
+
+def main(settings: list[str]) -> None:
+    """Run every seed and print its figures."""
+    rows = [measure(run(seed, settings)) | {"seed": seed} for seed in SEEDS]
+    for row in rows:
+        print(json.dumps({"name": "cohort", **row}))
+    means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0] if name[:3] != "ci_"}
+    print(json.dumps({"name": "cohort, mean of the seeds", **{k: v for k, v in means.items() if k != "seed"}}))
+
+
+def run(seed: int, settings: list[str]) -> Path:
+    """One run of `main.py`; what is done already is not done again."""
+    folder = HERE / "outputs-benchmark" / f"seed-{seed}"
+    sizes = [f"--SIM_SUBJECTS={SUBJECTS}", f"--TEST_RATIO={TESTED / SUBJECTS}", f"--SEED={seed}"]
+    stages = '--STAGES=["cnn","features","tlstm","report"]'
+    command = [sys.executable, str(HERE / "main.py"), f"--OUTPUT_DIR={folder}", *sizes, stages, *settings]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
+def measure(folder: Path) -> dict:
+    """C of the test part by model, and how well stage 1's risk follows the atrophy and its slope."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    found = {"cnn": metrics["cnn"]["test"], "tlstm": metrics["tlstm"]["test"]}
+    found |= {name: model["test"] for name, model in metrics["baselines"].items()}
+    estimates = {name: model["c_index"] for name, model in found.items()}
+    estimates |= {f"oracle_{name}": estimate for name, estimate in metrics["oracle"].items()}
+    row = {name: round(estimate["value"], 4) for name, estimate in estimates.items()}
+    row |= {f"ci_{name}": [round(e["low"], 3), round(e["high"], 3)] for name, e in estimates.items()}
+    return row | {"of_oracle": round(row["cnn"] / row["oracle_last_scan"], 4)} | follow_truth(folder)
+
+
+def follow_truth(folder: Path) -> dict[str, float]:
+    """Correlation of stage 1's risk with the atrophy in each test scan, and of their slopes."""
+    (truth,) = folder.glob("simulated/*/truth.csv")
+    table = pd.read_parquet(folder / "features" / "test.parquet", columns=["imageid", "log_hazard"])
+    table = table.merge(pd.read_csv(truth).drop(columns="log_hazard"), on="imageid", validate="1:1")
+    visits = table.sort_values("visit_time").groupby("subjectid")
+    change = visits.last(numeric_only=True) - visits.first(numeric_only=True)
+    return {
+        "risk_and_atrophy": round(float(table["log_hazard"].corr(table["atrophy"])), 4),
+        "slopes": round(float((change["log_hazard"] / change["visit_time"]).corr(visits["rate"].first())), 4),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

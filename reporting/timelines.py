@@ -1,0 +1,102 @@
+"""A history explained, on disk: region by visit, visits, groups of inputs; as tables and as one picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attribution.histories import UNATTRIBUTED
+from reporting.figures import BLUE, GREY, STYLED, VERMILION
+from runs.files import written_whole
+
+NUM_ROWS = 12  # regions drawn, by their largest effects on the log-hazard
+OTHERS = "all other regions"
+TABLES = {"regions": "region_by_visit.csv", "visits": "visits.csv", "groups": "groups.csv"}
+
+
+def save_history(folder: str | Path, found: Mapping[str, Any], *, title: str) -> list[Path]:
+    """Write what `histories.explain_history` returns into `explain/<imageid>/`.
+
+    Returns:
+        `region_by_visit.csv`, `visits.csv`, `groups.csv`, `region_by_visit.png`.
+    """
+    written = []
+    for name, file in TABLES.items():
+        written.append(Path(folder) / file)
+        with written_whole(written[-1]) as part:
+            found[name].to_csv(part, index=False)
+    written.append(Path(folder) / "region_by_visit.png")
+    with written_whole(written[-1]) as part:
+        draw(found, title).savefig(part, dpi=130)
+    return written
+
+
+@STYLED
+def draw(found: Mapping[str, Any], title: str) -> Figure:
+    """Region by visit for the log-hazard and each horizon's risk; below, visits, groups and attention."""
+    table, metrics = found["regions"], found["metrics"]
+    outcomes = [name for name in table if name == "log_hazard" or str(name).startswith("risk_")]
+    num_visits = table["visit"].max()
+    figure = Figure((4 + len(outcomes) * max(1.6, 0.5 * num_visits), 6.6), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=[5, 2])
+    above, below = halves
+    panels = above.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
+    for axes, outcome in zip(panels, outcomes, strict=True):
+        _heatmap(axes, largest(table, str(outcome)), found["visits"]["visit_time"], str(outcome))
+    share = metrics["unattributed"]
+    missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
+    above.suptitle(
+        f"{title}: what each region at each visit adds; red raises, blue lowers\n"
+        f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "
+        f"{metrics['background_log_hazard']:.2f}; {missed}",
+        fontsize=9,
+    )
+    left, middle, right = below.subplots(1, 3)
+    visits, groups = found["visits"], found["groups"]
+    ticks = [f"visit {visit}" for visit in visits["visit"]]
+    _bars(left, ticks, visits["shapley"], "visits (Shapley)")
+    _bars(middle, groups["group"], groups["shapley"], "inputs (Shapley)")
+    right.barh(ticks, visits["attention"].fillna(0), color=GREY)
+    right.set(title="attention (a weight, not an effect)", xlabel="share of the pooled state", xlim=(0, 1))
+    right.invert_yaxis()
+    return figure
+
+
+def largest(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """(NUM_ROWS + 2, V): the regions of the largest effects on the log-hazard, all others together, unattributed."""
+    wide = table.pivot_table(index="region", columns="visit", values=outcome, aggfunc="sum")
+    size = table.assign(size=table["log_hazard"].abs()).groupby("region")["size"].sum().drop(UNATTRIBUTED)
+    chosen = size.sort_values(ascending=False, kind="stable").index[:NUM_ROWS]
+    rows = wide.loc[chosen]
+    rows.loc[OTHERS] = wide.drop([*chosen, UNATTRIBUTED]).sum()
+    rows.loc[UNATTRIBUTED] = wide.loc[UNATTRIBUTED]
+    return rows
+
+
+def _heatmap(axes: Axes, rows: pd.DataFrame, years: pd.Series, outcome: str) -> None:
+    scale, digits = (1, 2) if outcome == "log_hazard" else (100, 1)
+    values = scale * rows.to_numpy()
+    limit = np.abs(values).max() or 1.0
+    axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.6 * limit else "black"
+        told = f"{round(value, digits) + 0.0:+.{digits}f}"  # no -0.0
+        axes.text(column, row, told, ha="center", va="center", fontsize=6, color=colour)
+    name = "log-hazard" if scale == 1 else f"risk within {float(outcome.removeprefix('risk_')):g} years"
+    axes.set(title=f"{name}\n({'nats' if scale == 1 else 'percentage points'})", xlabel="visit, years from baseline")
+    axes.set_xticks(range(len(years)), [f"{visit + 1}\n{year:.1f}" for visit, year in enumerate(years)])
+    axes.set_yticks(range(len(rows)), rows.index, fontsize=7)
+    axes.axhline(NUM_ROWS - 0.5 if len(rows) == NUM_ROWS + 2 else len(rows) - 2.5, color=GREY, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _bars(axes: Axes, names: Any, values: pd.Series, title: str) -> None:
+    axes.barh(list(names), values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set(title=title, xlabel="log-hazard")
+    axes.invert_yaxis()

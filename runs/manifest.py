@@ -1,0 +1,130 @@
+"""What a run has left: its record, and its files' sizes and hashes, so that what was lost or changed is noticed."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Required, TypeVar
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from runs.errors import InputError
+from runs.files import read_json
+
+RECORD = "config.json"  # in the run's folder
+MOST_THREADS = 4096
+Kind = TypeVar("Kind")
+BACKUP = "backup"  # folders of what a stopped training goes on from: nobody misses it later
+
+
+def _inside(name: str) -> str:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError("expected a path within the run's folder")
+    return name
+
+
+class FileEntry(TypedDict):
+    """A file of a stage."""
+
+    size: int  # bytes
+    sha256: str
+
+
+class StageRecord(TypedDict, total=False):
+    """A stage that was begun."""
+
+    done: Required[bool]
+    needs: dict[str, Any]  # the settings and the input that it depends on
+    files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]  # by their path in the run's folder
+    seconds: float
+
+
+class Machine(TypedDict, total=False):
+    """Where the run was begun."""
+
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)]
+
+
+class RunRecord(TypedDict, total=False):
+    """What programs read of a run's record; people read more in it."""
+
+    settings: dict[str, Any]
+    grid: dict[str, Any]
+    machine: Machine
+    stages: dict[str, StageRecord]
+
+
+RUN = TypeAdapter(RunRecord)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of the run in a folder, empty if there is none.
+
+    Raises:
+        InputError: it is not one, or was changed by hand into none; names every wrong place.
+    """
+    path = folder / RECORD
+    return validated(
+        read_json(path), RUN, f"{path}: expected the record of a run", "Delete it, and the run begins anew."
+    )
+
+
+def validated(content: Any, kind: TypeAdapter[Kind], expected: str, mend: str) -> Kind:
+    """What a file of ours holds, if it is of this kind still.
+
+    Raises:
+        InputError: it was changed by hand into something else; names every wrong place.
+    """
+    try:
+        return kind.validate_python(content, strict=True)
+    except ValidationError as error:
+        places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise InputError(f"{expected}, received another: {places}. {mend}") from error
+
+
+def list_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Size and SHA-256 of files, by their path relative to the run's folder.
+
+    Args:
+        folder: of the run.
+        names: files or folders in it, with all that they hold but backups and hidden files.
+    """
+    paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    kept = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    return {
+        name: {"size": path.stat().st_size, "sha256": _hash(path)}
+        for name, path in kept.items()
+        if not any(part == BACKUP or part.startswith(".") for part in Path(name).parts)
+    }
+
+
+def find_damage(folder: Path, listed: Mapping[str, FileEntry]) -> dict[str, str]:
+    """What is missing or not as `list_files` found it.
+
+    Args:
+        folder: of the run.
+        listed: of `list_files`.
+    Returns:
+        What happened to each such file, by its path.
+    """
+    return {name: what for name, known in listed.items() if (what := _damage(folder / name, known))}
+
+
+def in_words(damage: Mapping[str, str]) -> list[str]:
+    """A line for each damaged file."""
+    return [f"{name}: {what}" for name, what in damage.items()]
+
+
+def _damage(path: Path, known: FileEntry) -> str | None:
+    if not path.is_file():
+        return "missing"
+    if (size := path.stat().st_size) != known["size"]:
+        return f"changed, expected {known['size']} bytes, received {size}"
+    if _hash(path) != known["sha256"]:
+        return "changed, other contents of the same size"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,255 @@
+"""A header is believed only where it is sound; what is accepted equals nibabel's own reading."""
+
+import gzip
+import os
+import resource
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cohort.scans import BLOCK, open_scan, read_greys
+from runs.errors import InputError
+from runs.files import ROOT
+
+AFFINE = np.diag([2.0, 3.0, 4.0, 1.0])
+
+
+def image_of(values, kind=nib.Nifti1Image, affine=AFFINE):
+    return kind(values, affine, dtype=values.dtype)
+
+
+def altered(image, **fields):
+    """The bytes of an image whose header says something else; `name__index` alters one element."""
+    content = image.to_bytes()
+    header = image.header_class(content[: image.header_class.sizeof_hdr], check=False)
+    for name, value in fields.items():
+        field, _, index = name.rpartition("__")
+        if field:
+            header[field][int(index)] = value
+        else:
+            header[name] = value
+    return header.binaryblock + content[len(header.binaryblock) :]
+
+
+@pytest.fixture
+def greys(rng):
+    return rng.integers(-100, 3000, (5, 6, 7)).astype(np.int16)
+
+
+def write(tmp_path, content, name="scan.nii"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+def read(path, **kwargs):
+    scan = open_scan(path, **kwargs)
+    return scan, read_greys(scan)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("scaling", [(1, 0), (0.5, -3)])
+def test_every_kind_is_read_as_nibabel_reads_it(tmp_path, greys, kind, order, dtype, packed, scaling):
+    values = np.abs(greys).astype(dtype) if dtype[0] == "u" else greys.astype(dtype)
+    header = kind.header_class(endianness=order)
+    image = kind(values, AFFINE, header, dtype=np.dtype(dtype))
+    image.header.set_slope_inter(*scaling)
+    content = image.to_bytes()
+    # the suffix is of the other kind: what counts is how the file begins
+    path = write(tmp_path, gzip.compress(content) if packed else content, "scan.nii" if packed else "scan.nii.gz")
+    scan, found = read(path)
+    expected = np.asarray(kind.from_bytes(content).dataobj)
+    assert scan.dtype.byteorder in ("|", order, "=" if order == "<" else "|")
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    np.testing.assert_array_equal(scan.affine, AFFINE)
+    assert found.dtype.isnative and found.dtype in (np.dtype(dtype), np.dtype(np.float32))
+
+
+def test_a_volume_of_more_than_one_block(tmp_path):
+    values = np.arange(101 * 103 * 107, dtype=np.float32).reshape(101, 103, 107, order="F")
+    assert BLOCK < values.size < 2 * BLOCK
+    path = write(tmp_path, gzip.compress(image_of(values).to_bytes(), 1), "scan.nii.gz")
+    np.testing.assert_array_equal(read(path)[1], values)
+
+
+def test_one_time_of_a_4d_file_is_a_volume(tmp_path, greys):
+    path = write(tmp_path, image_of(greys[..., None, None]).to_bytes())
+    scan, found = read(path)
+    assert scan.shape == greys.shape
+    np.testing.assert_array_equal(found, greys)
+
+
+def test_an_extension_before_the_voxels_is_skipped(tmp_path, greys):
+    image = image_of(greys)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a note" * 50))
+    scan, found = read(write(tmp_path, image.to_bytes()))
+    assert scan.offset > 352
+    np.testing.assert_array_equal(found, greys)
+
+
+def test_a_slope_of_0_is_none(tmp_path, greys):
+    path = write(tmp_path, altered(image_of(greys), scl_slope=0, scl_inter=7))
+    np.testing.assert_array_equal(read(path)[1], greys)
+
+
+def test_the_qform_stands_in_for_the_sform(tmp_path, greys):
+    image = image_of(greys)
+    image.set_qform(AFFINE, code=1)
+    path = write(tmp_path, altered(image, sform_code=0, pixdim__0=0))  # a qfac of 0 is 1
+    np.testing.assert_allclose(open_scan(path).affine, AFFINE)
+
+
+HEADERS = {
+    "4-D": ({"dim": [4, 5, 6, 7, 2, 1, 1, 1]}, r"3-D volume, received shape \(5, 6, 7, 2\)"),
+    "2-D": ({"dim": [2, 5, 42, 1, 1, 1, 1, 1]}, r"3-D volume, received shape \(5, 42\)"),
+    "no axes": ({"dim__0": 0}, r"3-D volume, received shape \(\)"),
+    "many axes": ({"dim__0": 9}, r"3-D volume, received shape \(\)"),
+    "negative axes": ({"dim__0": -3}, r"3-D volume, received shape \(\)"),
+    "a negative size": ({"dim__2": -6}, r"3-D volume, received shape \(5, -6, 7\)"),
+    "a size of 0": ({"dim__2": 0}, "3-D volume, received shape"),
+    "a slice": ({"dim__3": 1}, "3-D volume, received shape"),
+    "32767 cubed": ({"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, "MAX_VOXELS = 134217728 voxels, received 32767 x"),
+    "more than there is": ({"dim__1": 6}, "can't read it: it ends before its 252 voxels"),
+    "less than there is": ({"dim__1": 4}, "can't read it: more follows after its 168 voxels"),
+    "RGB": ({"datatype": 128, "bitpix": 24}, "received the RGB datatype 128"),
+    "complex": ({"datatype": 32, "bitpix": 64}, "a grey value per voxel, received the complex datatype 32"),
+    "float128": ({"datatype": 1536, "bitpix": 128}, "a grey value per voxel, received the float128"),
+    "no datatype": ({"datatype": 999}, "received the unknown datatype 999"),
+    "other bits": ({"bitpix": 32}, "expected 16 bits a voxel of int16, received bitpix 32"),
+    "pixdim 0": ({"pixdim__2": 0}, "voxel sizes above 0 mm, received pixdim 2, 0, 4"),
+    "pixdim NaN": ({"pixdim__1": np.nan}, "voxel sizes above 0 mm, received pixdim nan"),
+    "pixdim negative": ({"pixdim__3": -4}, "voxel sizes above 0 mm"),
+    "metres": ({"srow_x": [2e-3, 0, 0, 0]}, "voxels of 0.01 to 100 mm, received 0.002"),
+    "singular": ({"srow_x": [0, 3, 0, 0]}, "an affine that can be inverted"),
+    "affine inf": ({"srow_y": [0, np.inf, 0, 0]}, "an affine that can be inverted"),
+    "no form": ({"sform_code": 0, "qform_code": 0}, "an sform or a qform, received neither"),
+    "sform code": ({"sform_code": 77}, "sform_code and qform_code from 0 to 5, received 77 and 0"),
+    "no rotation": ({"sform_code": 0, "qform_code": 1, "quatern_b": 5}, "a qform that is a rotation"),
+    "slope NaN": ({"scl_slope": np.nan}, "a scaling, received scl_slope nan"),
+    "slope inf": ({"scl_slope": np.inf}, "a scaling, received scl_slope inf"),
+    "intercept NaN": ({"scl_inter": np.nan}, "a scaling, received scl_slope 1 and scl_inter nan"),
+    "offset negative": ({"vox_offset": -352}, "from byte 352 on, received vox_offset -352"),
+    "offset in the header": ({"vox_offset": 300}, "vox_offset 300"),
+    "offset a fraction": ({"vox_offset": 352.5}, "vox_offset 352.5"),
+    "offset NaN": ({"vox_offset": np.nan}, "vox_offset nan"),
+    "offset huge": ({"vox_offset": 1e30}, r"vox_offset 1e\+30"),
+    "offset later": ({"vox_offset": 384}, "it ends before its 210 voxels"),
+    "a pair": ({"magic": b"ni1"}, "the header of a pair of files"),
+    "no magic": ({"magic": b"xxx"}, "does not begin with a NIfTI header"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("wrong", HEADERS)
+def test_an_unsound_header_is_refused(tmp_path, greys, wrong, packed):
+    fields, message = HEADERS[wrong]
+    content = altered(image_of(greys), **fields)
+    path = write(tmp_path, gzip.compress(content) if packed else content)
+    with pytest.raises(InputError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_cut_anywhere_is_refused(tmp_path, greys, packed):
+    content = image_of(greys).to_bytes()
+    content = gzip.compress(content) if packed else content
+    for length in {0, 1, 2, 3, 10, 100, 347, 348, 351, 352, len(content) // 2, len(content) - 1} - {len(content)}:
+        with pytest.raises(InputError, match="can't read it"):
+            read(write(tmp_path, content[:length]))
+
+
+def test_a_flipped_bit_in_a_packed_file_is_refused(tmp_path, greys, rng):
+    content = gzip.compress(image_of(greys).to_bytes())
+    for at in rng.integers(20 * 8, len(content) * 8, 100):
+        flipped = bytearray(content)
+        flipped[at // 8] ^= 1 << at % 8
+        with pytest.raises(InputError):
+            read(write(tmp_path, bytes(flipped)))
+
+
+def test_a_limit_on_voxels(tmp_path, greys):
+    path = write(tmp_path, image_of(greys).to_bytes())
+    assert open_scan(path, max_voxels=greys.size).shape == greys.shape
+    with pytest.raises(InputError, match="expected at most MAX_VOXELS = 209 voxels, received 5 x 6 x 7"):
+        open_scan(path, max_voxels=greys.size - 1)
+
+
+def test_names_are_only_names(tmp_path, greys):
+    content = image_of(greys).to_bytes()
+    for name in ("a b.nii", "a'b\".nii", "Größe 脳.nii", "two\nlines.nii", "<script>.nii", "-rf.nii", "%s{0}.nii"):
+        np.testing.assert_array_equal(read(write(tmp_path, content, name))[1], greys)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder.nii").mkdir()
+    (tmp_path / "loop.nii").symlink_to(tmp_path / "loop.nii")
+    (tmp_path / "dangling.nii").symlink_to(tmp_path / "nowhere.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    for name in ("folder.nii", "loop.nii", "dangling.nii", "pipe.nii", "none.nii", "nul\0.nii"):
+        with pytest.raises(InputError, match="can't read it"):
+            open_scan(tmp_path / name)
+
+
+def test_text_is_refused(tmp_path):
+    for content in (b"subjectid,imageid\n" * 100, b"\0" * 1000, gzip.compress(b"no volume" * 100), b"\x1f\x8b"):
+        with pytest.raises(InputError, match="can't read it"):
+            open_scan(write(tmp_path, content))
+
+
+PEAK = """
+import resource, sys
+from data import build_cache
+import pandas as pd
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+table = pd.DataFrame({"scan": ["scan"], "nifti_path": [sys.argv[1]]})
+import nifti, data, gzip, scipy.ndimage
+before = peak()
+try:
+    build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], max_voxels=int(sys.argv[3]), jobs=1)
+except ValueError as error:
+    print(error, file=sys.stderr)
+print(peak() - before)
+"""
+
+
+def peak_of(path, folder, max_voxels):
+    """Bytes by which a process grows while it preprocesses one scan; its address space is bounded too."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path), str(folder), str(max_voxels)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30)),
+    )
+    return int(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f8"])
+def test_memory_is_twice_the_largest_volume_in_float32_at_most(tmp_path, dtype):
+    """The largest valid volume needs 4 bytes a voxel, whatever it is stored in."""
+    shape = (224, 224, 224)
+    values = np.random.default_rng(0).integers(0, 200, (224, 224)).astype(dtype)
+    image = image_of(np.broadcast_to(values, shape).astype(dtype))
+    path = write(tmp_path, gzip.compress(image.to_bytes(), 1))
+    grown, told = peak_of(path, tmp_path / "cache", 224**3)
+    assert "can't be used" not in told
+    assert grown < 2 * 4 * 224**3
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    """1 GB of zeros behind a small volume, in 1 MB; and a header that asks for more than MAX_VOXELS."""
+    bomb = gzip.compress(image_of(np.ones((16, 16, 16), np.uint8)).to_bytes())
+    path = write(tmp_path, bomb + gzip.compress(bytes(2**20)) * 1000)
+    grown, told = peak_of(path, tmp_path / "cache", 64**3)
+    assert "more follows after its 4096 voxels" in told and grown < 2**25
+    path = write(tmp_path, altered(image_of(np.ones((16, 16, 16), np.uint8)), dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]))
+    grown, told = peak_of(path, tmp_path / "cache", 64**3)
+    assert "expected at most MAX_VOXELS" in told and grown < 2**25

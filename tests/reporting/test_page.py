@@ -1,0 +1,311 @@
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from sample_run import write_run
+
+from reporting import page as report
+from reporting.run_folder import RunFolder
+from runs.files import ROOT
+
+
+class Page(HTMLParser):
+    """What the tests ask of the page: attributes that load something, tables by rows of cells, all text by tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.tags, self.open, self.rows, self.frames, self.best = [], [], [], [], [], []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.loads += [value for name, value in attributes if name in ("src", "href", "action", "data", "poster")]
+        self.frames += [value for name, value in attributes if name == "srcdoc"]
+        if ("class", "best") in attributes:
+            self.best.append((len(self.rows) - 1, len(self.rows[-1]) - 1))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" in self.open or "script" in self.open:
+            return
+        self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def row(self, begins):
+        """The cells of the first row whose first cell is so, without surplus blanks."""
+        found = next(row for row in self.rows if row and row[0].strip() == begins)
+        return [" ".join(cell.split()) for cell in found]
+
+    @property
+    def words(self):
+        return " ".join(self.text.split())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a whole run."""
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(whole):
+    """Its page."""
+    return report.write_report(whole)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of it that a test may change."""
+    return Path(shutil.copytree(whole, tmp_path / "outputs"))
+
+
+def page_of(folder):
+    """The page, parsed; without its figures, which take seconds."""
+    return Page(report.render(RunFolder.read(folder), [], report.Inlined(report.MOST_BYTES)))
+
+
+def change(path, edit):
+    found = json.loads(path.read_text())
+    edit(found)
+    path.write_text(json.dumps(found))
+
+
+# ---- One file, offline
+def test_the_page_asks_nothing_of_any_host(written):
+    text = written.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.loads and all(value.startswith(("data:", "#")) for value in page.loads)
+    assert "@import" not in text and "url(" not in text and "fetch(" not in text
+    policy = next(
+        values["content"] for tag, values in page.tags if values.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'") and "http" not in policy
+    assert written.stat().st_size < 15 * 2**20
+
+
+def test_every_figure_is_on_the_page_and_on_disk(written):
+    page, names = (
+        Page(written.read_text(encoding="utf-8")),
+        "cohort training risk_groups calibration over_time individuals attention".split(),
+    )
+    assert [values["id"] for tag, values in page.tags if tag == "figure" and "id" in values] == names
+    assert {path.name for path in (written.parent / "figures").iterdir()} == {
+        f"{n}.{s}" for n in names for s in ("svg", "png")
+    }
+    assert sum(value.startswith("data:image/svg+xml") for value in page.loads) == len(names)
+
+
+def test_it_is_the_same_page_again(written):
+    one = written.read_bytes()
+    assert report.write_report(written.parent).read_bytes() == one
+
+
+# ---- Numbers
+def test_the_numbers_are_those_of_metrics_json(whole):
+    page, found = page_of(whole), json.loads((whole / "metrics.json").read_text())["tlstm"]["test"]
+    cells = page.row("history (T-LSTM)")
+    c = found["c_index"]
+    assert cells[1] == f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})"
+    assert cells[4].startswith(f"{found['auc']['3.0']['value']:.3f} ")
+    assert cells[6].startswith(f"{found['ibs']['value']:.3f} ")
+    assert f"{found['n']} test subjects, {found['events']} events" in page.words
+    assert page.row("oracle: longitudinal")[1]
+
+
+def test_models_stand_in_the_order_of_their_c_index(whole):
+    page = page_of(whole)
+    models = [row[0].strip() for row in page.rows[1:4]]
+    assert models == ["history (T-LSTM)", "cox last slope", "one scan (ResNet-18)"]
+    assert "Another model does better" not in page.words
+
+
+def test_the_best_of_each_column_is_marked(whole):
+    page = page_of(whole)
+    for column in range(1, 7):
+        values = [float(row[column].split()[0]) for row in page.rows[1:4]]
+        best = (min if page.rows[0][column] == "IBS" else max)(values)
+        assert [row - 1 for row, at in page.best if at == column] == [i for i, v in enumerate(values) if v == best]
+
+
+def test_a_baseline_that_wins_is_shown_as_winning(tmp_path):
+    write_run(tmp_path, noise={"cnn": 1.2, "tlstm": 1.5, "cox_last_slope": 0.1})
+    page = page_of(tmp_path)
+    assert page.rows[1][0].strip() == "cox last slope"
+    assert "Another model does better: the highest C-index of the test part" in page.words
+    best = [i for i, (tag, values) in enumerate(page.tags) if values.get("class") == "best"]
+    ours = next(i for i, (tag, values) in enumerate(page.tags) if tag == "tr" and values.get("class") == "ours")
+    assert best and min(best) < ours
+
+
+def test_differences_from_the_best_baseline(run):
+    gain = {"from": "cox_last_slope", "c_index": {"value": 0.061, "low": 0.012, "high": 0.109}}
+    change(run / "metrics.json", lambda found: found["tlstm"]["test"].update(difference=gain))
+    page = page_of(run)
+    assert page.rows[0][:4] == ["model", "C-index", "difference", "Uno's C"]
+    assert page.row("history (T-LSTM)")[2] == "0.061 (0.012 to 0.109)" and page.row("cox last slope")[2] == ""
+    assert "Difference: of the C-index from cox last slope, on the same resamples" in page.words
+    assert len({len(row) for row in page.rows[:4]}) == 1
+
+
+def test_the_caveats(run):
+    page = page_of(run)
+    assert "The cohort is simulated." in page.words and "With fewer than about 100" in page.words
+    change(run / "config.json", lambda record: record["settings"].update(COHORT_CSV="mine.csv"))
+
+    def worsen(found):
+        found["tlstm"]["test"]["events"] = 400
+        found["tlstm"]["test"]["calibration"]["2.0"]["slope"] = {"value": 0.4, "low": 0.2, "high": 0.6}
+        found["tlstm"]["test"]["uno_c"] = {"value": None, "low": None, "high": None, "why": "a reason <i>"}
+
+    change(run / "metrics.json", worsen)
+    page = page_of(run)
+    assert "simulated" not in page.words.split("Models")[0] and "With fewer than" not in page.words
+    assert "Predicted risks at 2 years are too extreme: calibration slope 0.40 (0.20 to 0.60)." in page.words
+    assert "could not be computed are left empty: a reason <i>" in page.words
+    assert page.row("history (T-LSTM)")[2] == "-*"
+
+
+def test_cross_validation_is_shown_where_there_is_one(run):
+    window = {
+        "tlstm": {name: {"value": 0.8, "sd": 0.02} for name in ("c_index", "auc", "ibs")},
+        "locf_cox": {name: {"value": None, "sd": None} for name in ("c_index", "auc", "ibs")},
+        "lstm": {name: {"value": 0.7, "sd": None} for name in ("c_index", "auc", "ibs")},  # of one fold
+        "difference": {"locf_cox": {"c_index": {"value": 0.1, "se": 0.05}}},
+    }
+    change(run / "metrics.json", lambda found: found.update(cv={"2.0+3.0": window}))
+    page = page_of(run)
+    assert page.row("tlstm")[1:] == ["0.800 (0.020)"] * 3 and page.row("locf cox")[1:] == ["-"] * 3
+    assert page.row("lstm")[1:] == ["0.700 (-)"] * 3
+    assert "landmark + window: 2.0+3.0 years" in page.words
+
+
+# ---- Subjects
+def test_every_prediction_has_its_row(whole):
+    predicted = pd.read_csv(whole / "tlstm" / "predictions.csv").set_index("subjectid")
+    page = page_of(whole)
+    rows = [row for row in page.rows if row and row[0] in predicted.index]
+    assert len(rows) == len(predicted)
+    first = predicted.loc["S000"]
+    cut = json.loads((whole / "metrics.json").read_text())["tlstm"]["test"]["risk_groups"]["cut"]
+    assert page.row("S000") == [
+        "S000",
+        "train",
+        "1.00",
+        "event" if first["convert_status"] else "last seen",
+        f"{first['time']:.2f}",
+        "high" if first["log_hazard"] > cut else "low",
+        f"{first['log_hazard']:.3f}",
+        *(f"{1 - first[f'survival_{year}']:.3f}" for year in (2.0, 3.0, 5.0)),
+    ]
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "NA"])
+def test_a_subjects_name_is_text(run, name):
+    path = run / "tlstm" / "predictions.csv"
+    path.write_text(path.read_text().replace("S000,", '"' + name.replace('"', '""') + '",'))
+    page = page_of(run)
+    assert page.row(name)[1] == "train"
+    assert [tag for tag, _ in page.tags].count("script") == 1  # ours
+    assert not any("onerror" in values for _, values in page.tags)
+
+
+# ---- Explanations and record
+def test_an_explanation_with_its_evidence(whole):
+    page = page_of(whole)
+    assert page.row("left hippocampus") == ["left hippocampus", "-0.512", "0.4"]
+    assert page.row("elsewhere") == ["elsewhere", "0.01", "-"]
+    assert page.words.index("left hippocampus") < page.words.index("elsewhere")  # the largest first
+    assert page.row("shap, stability")[1] == "0.912" and page.row("shap, localisation, auc")[1] == "-"
+    assert page.frames == ["<!DOCTYPE html><p id='inside'>\"viewer\" & more</p>"]
+    kinds = [value.split(";")[0] for value in page.loads if value.startswith("data:")]
+    assert kinds[-2:] == ["data:image/webp", "data:image/gif"]
+    assert base64.b64decode(page.loads[-1].split(",")[1]) == (whole / "explain/S100_v2/gradcam_3d.gif").read_bytes()
+
+
+def test_what_would_make_the_page_too_large_is_named(whole):
+    picture = report.Inlined(10**9)
+    picture.uri(whole / "explain" / "S100_v2" / "shap.png")
+    page = Page(report.render(RunFolder.read(whole), [], report.Inlined(10**9 - picture.room + 1000)))
+    assert "1 pictures would make this page too large" in page.words and "S100_v2/gradcam_3d.gif" in page.words
+    assert [value.split(";")[0] for value in page.loads if value.startswith("data:")] == ["data:image/webp"]
+
+
+def test_the_record(whole):
+    page = page_of(whole)
+    assert page.row("cnn") == ["cnn", "12.3 s"] and page.row("tlstm") == ["tlstm", "not done"]
+    assert page.row("numpy") == ["numpy", "2"] and page.row("COHORT_CSV") == ["COHORT_CSV", "unset"]
+    assert "3 warnings 3 × main: <b>odd</b>" in page.words  # noqa: RUF001
+    assert "code 0123456789ab with changes · seed 7" in page.words
+
+
+# ---- A run with some stages only
+def test_an_empty_run_is_a_page_that_says_so(tmp_path):
+    page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    assert (
+        "This run does not have: its settings (config.json); the cohort (splits); stage 1, one scan (cnn);"
+        in page.words
+    )
+    assert "img" not in [tag for tag, _ in page.tags] and "No warnings" in page.words
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"),
+    [
+        ("splits", "the cohort (splits)"),
+        ("cnn", "stage 1, one scan (cnn)"),
+        ("tlstm", "stage 2, the history (tlstm)"),
+        ("metrics.json", "figures of how good the models are (metrics.json)"),
+        ("explain", "explanations (explain)"),
+        ("config.json", "its settings (config.json)"),
+    ],
+)
+def test_a_missing_part_is_told(run, gone, told):
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert f"This run does not have: {told}." in page_of(run).words
+
+
+def test_stage_1_alone(run):
+    shutil.rmtree(run / "tlstm")
+    change(run / "metrics.json", lambda found: [found.pop(name) for name in ("tlstm", "baselines", "oracle")])
+    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    assert "C-index, one scan (ResNet-18)" in page.words and "C-index, history" not in page.words
+    assert [values["id"] for tag, values in page.tags if tag == "figure" and "id" in values] == ["cohort", "training"]
+
+
+# ---- The figures recomputed elsewhere
+def recompute(folder):
+    script = [sys.executable, str(ROOT / "benchmarks" / "recompute.py"), str(folder)]
+    return subprocess.run(script, capture_output=True, text=True, check=False)
+
+
+def test_scikit_survival_finds_the_same_figures_in_the_predictions(run):
+    found = recompute(run)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "10 of 10 figures agree" in found.stdout
+
+
+@pytest.mark.parametrize("name", ["c_index", "uno_c", "ibs", "hazard_ratio"])
+def test_a_figure_that_is_wrong_is_found(run, name):
+    change(run / "metrics.json", lambda found: found["tlstm"]["test"][name].update(value=0.7123456))
+    found = recompute(run)
+    assert found.returncode == 1 and "9 of 10 figures agree" in found.stdout
+    assert next(line for line in found.stdout.splitlines() if line.startswith(name)).endswith("DIFFERS")

@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from reporting.run_folder import RunFolder
+from runs.errors import InputError
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_an_empty_folder_is_a_run_without_anything(tmp_path):
+    run = RunFolder.read(tmp_path)
+    assert run.config == run.metrics == run.splits == {} and run.warnings == run.explained == []
+    assert run.predicted is run.cnn is run.tlstm is run.test is None
+    assert not run.is_simulated and run.visits("test") == {}
+
+
+def test_tables_come_in_memory_names_and_years(tmp_path):
+    write(tmp_path / "config.json", json.dumps({"settings": {"TIME_UNIT": "months"}}))
+    write(
+        tmp_path / "splits" / "test.csv",
+        "subjectid,imageid,visit_time,time,convert_status\nNA,007,0,36,1\nNA,008,6,36,1\nnull,9,0,12,0\n",
+    )
+    run = RunFolder.read(tmp_path)
+    table = run.splits["test"]
+    assert table["subject"].tolist() == ["NA", "NA", "null"] and table["scan"].tolist() == ["007", "008", "9"]
+    assert table["time"].tolist() == [3, 3, 1] and table["event"].tolist() == [True, True, False]
+    assert run.visits("test") == {"NA": [0, 0.5], "null": [0]}
+
+
+def test_predictions_are_in_years_whatever_the_unit(tmp_path):
+    write(tmp_path / "config.json", json.dumps({"settings": {"TIME_UNIT": "days"}}))
+    write(
+        tmp_path / "tlstm" / "predictions.csv",
+        "subjectid,split,landmark,time,convert_status,log_hazard\na,train,1.0,2.5,1,0.1\nb,test,1.0,3.5,0,0.2\n",
+    )
+    run = RunFolder.read(tmp_path)
+    assert run.predictions("test")["time"].tolist() == [3.5] and run.predictions("train")["subject"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "simulated"),
+    [({"COHORT_CSV": None}, True), ({"COHORT_CSV": "a.csv"}, False), ({"TRAIN_CSV": "a.csv"}, False), ({}, False)],
+)
+def test_whether_the_cohort_is_simulated(tmp_path, settings, simulated):
+    write(tmp_path / "config.json", json.dumps({"settings": settings}))
+    assert RunFolder.read(tmp_path).is_simulated is simulated
+
+
+def test_warnings_are_counted_and_the_rest_of_the_log_is_not(tmp_path):
+    stamp = "2026-01-31 12:00:00,000"
+    lines = [
+        f"{stamp} INFO main: WARNING is a word here",
+        f"{stamp} WARNING tlstm: odd",
+        f"{stamp} WARNING tlstm: odd",
+        "  WARNING within a traceback",
+        f"{stamp} ERROR main: worse",
+    ]
+    write(tmp_path / "run.log", "\n".join(lines))
+    assert RunFolder.read(tmp_path).warnings == [("tlstm: odd", 2), ("main: worse", 1)]
+
+
+def test_what_is_not_json_is_named(tmp_path):
+    write(tmp_path / "metrics.json", "{")
+    with pytest.raises(InputError, match=r"metrics.json: expected JSON"):
+        RunFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("window", "told"),
+    [
+        ([], "2.0: Input should be .*Window"),
+        ({}, "2.0.difference: Field required"),
+        ({"difference": {}, "lstm": {}}, "2.0.lstm.c_index: Field required; 2.0.lstm.auc: .*; 2.0.lstm.ibs: "),
+        (
+            {"difference": {}, "lstm": {name: {"value": "0.8", "sd": None} for name in ("c_index", "auc", "ibs")}},
+            "2.0.lstm.c_index.value: Input should be a valid number; ",
+        ),
+    ],
+)
+def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window, told):
+    write(tmp_path / "metrics.json", json.dumps({"cv": {"2.0": window}}))
+    with pytest.raises(InputError, match=rf"metrics\.json: cv: expected a summary .*, received another: {told}"):
+        RunFolder.read(tmp_path)
+
+
+def test_explained_scans_are_found(tmp_path):
+    write(tmp_path / "explain" / "b" / "metrics.json", "{}")
+    write(tmp_path / "explain" / "a" / "metrics.json", "{}")
+    write(tmp_path / "explain" / "cohort" / "regions.csv", "")
+    write(tmp_path / "explain" / "unfinished" / "shap.png", "")
+    assert [path.name for path in RunFolder.read(tmp_path).explained] == ["a", "b", "cohort"]

@@ -1,0 +1,60 @@
+"""A history on disk: what is drawn sums to what is written."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from attribution.histories import UNATTRIBUTED
+from reporting import timelines
+
+
+@pytest.fixture
+def found(rng):
+    names = [f"region {number}" for number in range(20)] + [UNATTRIBUTED]
+    table = pd.DataFrame({"region": np.repeat(names, 3), "visit": np.tile([1, 2, 3], 21)})
+    table["log_hazard"] = rng.normal(size=63)
+    table.loc[table["region"] == "region 7", "log_hazard"] = [9, -9, 0]
+    table.loc[table["region"] == UNATTRIBUTED, "log_hazard"] = 50.0
+    table["risk_2.0"] = table["log_hazard"] / 10
+    visits = pd.DataFrame({"visit": [1, 2, 3], "visit_time": [0, 0.5, 1.2], "shapley": [0.1, -0.2, 0.3]})
+    visits["attention"] = [0.2, 0.3, 0.5]
+    groups = pd.DataFrame({"group": ["a", "b"], "num_inputs": [1, 2], "shapley": [1.0, -1.0]})
+    metrics = {"log_hazard": 1.0, "background_log_hazard": 0.2, "unattributed": 0.01}
+    return {"regions": table, "visits": visits, "groups": groups, "metrics": metrics}
+
+
+def test_the_rows_drawn_are_the_largest_and_sum_to_all(found):
+    for outcome in ("log_hazard", "risk_2.0"):
+        rows = timelines.largest(found["regions"], outcome)
+        assert len(rows) == 14 and rows.index[0] == "region 7"
+        assert list(rows.index[-2:]) == [timelines.OTHERS, UNATTRIBUTED]
+        np.testing.assert_allclose(rows.sum(), found["regions"].groupby("visit")[outcome].sum())
+
+
+def test_few_regions_are_all_drawn(found):
+    few = found["regions"][found["regions"]["region"].isin(["region 7", "region 8", UNATTRIBUTED])]
+    rows = timelines.largest(few, "log_hazard")
+    assert len(rows) == 4 and (rows.loc[timelines.OTHERS] == 0).all()
+
+
+def test_the_figure_says_units_error_and_what_attention_is_not(found):
+    figure = timelines.draw(found, "S1")
+    panels = figure.get_axes()
+    titles = [axes.get_title("left") for axes in panels]
+    assert titles[:2] == ["log-hazard\n(nats)", "risk within 2 years\n(percentage points)"]
+    assert titles[-1] == "attention (a weight, not an effect)"
+    low, high = panels[0].images[0].get_clim()
+    assert low == -high == -50.0
+    assert [bar.get_width() for bar in panels[-1].patches] == [0.2, 0.3, 0.5]
+    assert "1.0% of the visits' effects unattributed" in figure.subfigs[0].get_suptitle()
+    found["metrics"]["unattributed"] = None
+    assert "no visit has" in timelines.draw(found, "S1").subfigs[0].get_suptitle()
+
+
+def test_every_file_is_written(tmp_path, found):
+    written = timelines.save_history(tmp_path, found, title="S1")
+    assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "region_by_visit.csv"), found["regions"])
+    with Image.open(tmp_path / "region_by_visit.png") as picture:
+        assert picture.width > 500

@@ -1,0 +1,97 @@
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from config import read_config
+from reporting import verify
+from runs.errors import InputError
+from runs.files import write_json
+from runs.manifest import find_damage, list_files
+
+RATES = verify.Rates(preprocess=0.5, start=7.0, train=0.02, predict=0.01, memory=1.5e9, weights=1_000_000)
+
+
+@pytest.fixture
+def verified(monkeypatch, tmp_path, capsys):
+    """What VERIFY prints with known rates: the measuring itself is run in test_main."""
+    monkeypatch.setattr(verify, "_measure", lambda *_: RATES)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        verify.verify(read_config(["--NUM_WORKERS=2", *arguments]))
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def scans(cohort, tmp_path):
+    """The simulated cohort of 12 subjects as a user's own."""
+    shutil.copytree(cohort, tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_the_flow_of_a_cohort_is_what_the_run_splits(verified, scans, tmp_path):
+    told = verified(f"--COHORT_CSV={scans / 'cohort.csv'}", "--TEST_RATIO=0.34", "--VAL_TRAIN_RATIO=0.5")
+    table = pd.read_csv(scans / "cohort.csv")
+    rows = [line.split() for line in told.splitlines() if line.split() and line.split()[0] in ("train", "val", "test")]
+    counts = np.array([[int(value) for value in row[1:5]] for row in rows])
+    subjects = table.groupby("subjectid")["convert_status"].first()
+    assert counts.sum(axis=0).tolist() == [12, subjects.sum(), 12 - subjects.sum(), 36]
+    assert "48 x 56 x 48 voxels of 4 x 4 x 4 mm" in told and "0 scans would be refused" in told
+    assert list(tmp_path.iterdir()) == [scans]  # nothing is written
+
+
+def test_the_costs_are_counted_from_the_rates(verified, scans):
+    told = verified(f"--COHORT_CSV={scans / 'cohort.csv'}", "--TEST_RATIO=0.34", "--VAL_TRAIN_RATIO=0.5", "--EPOCHS=10")
+    assert "preprocessing  9.0 seconds" in told  # 36 scans of 0.5 s by 2 processes
+    train, val = (3 * int(told.split(f"  {name} ")[1].split()[0]) for name in ("train", "val"))
+    once = 7 + 10 * (train * 0.02 + val * 0.01) + 36 * 0.01  # 10 epochs, then the features of all
+    assert f"stage 1        {once:.1f} seconds: 1 network of 10 epochs" in told
+    assert "memory         1.5 GB" in told
+    assert "cache 0.01, weights and state 0.03" in told  # 36 * 48 * 56 * 48 * 2 bytes; 7 * 4 MB
+
+
+def test_a_cohort_that_is_not_written_yet(verified, tmp_path):
+    told = verified("--SIM_SUBJECTS=20")
+    assert "It is simulated, and not written yet." in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_scan_that_would_be_refused_is_named(verified, scans):
+    (scans / "mri" / "S0003_v2.nii.gz").write_bytes(b"no volume")
+    other = nib.Nifti1Image(np.ones((8, 9, 10), np.float32), np.diag([4.0, 4, 4, 1]))
+    nib.save(other, scans / "mri" / "S0005_v1.nii.gz")
+    with pytest.raises(InputError, match=r"scans can't be used \(2\)") as found:
+        verified(f"--COHORT_CSV={scans / 'cohort.csv'}")
+    assert "S0003_v2.nii.gz: expected a NIfTI volume, can't read it" in str(found.value)
+    assert "grid, 48 x 56 x 48 voxels of 4 x 4 x 4 mm" in str(found.value)
+    assert "received 8 x 9 x 10 voxels of 4 x 4 x 4 mm from (0.0, 0.0, 0.0)" in str(found.value)
+
+
+def test_damage_is_named_by_file(verified, tmp_path):
+    run = tmp_path / "outputs"
+    (run / "cnn" / "backup").mkdir(parents=True)
+    for name in ("lost", "longer", "other", "whole", "backup/state"):
+        (run / "cnn" / name).write_text("abc")
+    files = list_files(run, ["cnn", "none"])
+    assert sorted(files) == ["cnn/longer", "cnn/lost", "cnn/other", "cnn/whole"]
+    assert files["cnn/whole"]["sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    write_json(run / "config.json", {"stages": {"cnn": {"done": True, "files": files}}})
+    (run / "cnn" / "lost").unlink()
+    (run / "cnn" / "longer").write_text("abcd")
+    (run / "cnn" / "other").write_text("abd")
+    damage = {
+        "cnn/longer": "changed, expected 3 bytes, received 4",
+        "cnn/lost": "missing",
+        "cnn/other": "changed, other contents of the same size",
+    }
+    assert find_damage(run, files) == damage
+    with pytest.raises(InputError) as found:
+        verified("--SIM_SUBJECTS=20")
+    told = str(found.value).splitlines()
+    assert told[1:4] == [f"  cnn: {name}: {what}" for name, what in damage.items()]

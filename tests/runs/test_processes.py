@@ -1,0 +1,181 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from config import read_config
+from runs import processes
+from runs.files import ROOT
+
+TELLS = "import json, sys; json.dump(sys.argv[1:], open('told.json', 'w')); sys.exit(int('--EPOCHS=7' in sys.argv) * 3)"
+WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(open('stopped', 'w').close())); "
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_program_reads_the_settings_that_it_was_given(here):
+    (here / "some.py").write_text(TELLS)
+    settings = read_config(["--EXPLAIN=a b,it's", "--HORIZONS=1,2.5", "--OUTPUT_DIR=out puts", "--RESAMPLE=on"])
+    processes.run_program("some.py", settings.model_dump(mode="json", exclude_none=True))
+    assert read_config(json.loads((here / "told.json").read_text())) == settings
+
+
+def test_its_exit_code_is_ours(here):
+    (here / "some.py").write_text(TELLS)
+    with pytest.raises(SystemExit) as stop:
+        processes.run_program("some.py", {"EPOCHS": 7})
+    assert stop.value.code == 3
+
+
+def test_a_program_that_was_killed_is_stopped(here):
+    (here / "some.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(SystemExit) as stop:
+        processes.run_program("some.py", {})
+    assert stop.value.code == processes.STOPPED
+
+
+def test_stopping_us_stops_it(here):
+    """The signal goes to us alone, once we wait for it; the program ends by its own hand, before we do."""
+    (here / "some.py").write_text(WAITS + "time.sleep(2); open('begun', 'w').close(); time.sleep(60)")
+    ours = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib; from runs import processes; "
+    ours += f"processes.ROOT = pathlib.Path({str(here)!r}); processes.run_program('some.py', {{}})"
+    process = subprocess.Popen([sys.executable, "-c", ours], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (here / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert (here / "stopped").exists()
+
+
+def program(text, **kwargs):
+    """A Python process that can import ours."""
+    ours = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", ours + text], **pipes, **kwargs)
+
+
+LOOP = """
+import time
+from runs import processes
+def run():
+    processes.stop_on_signals(MAX_HOURS)
+    with processes.finishing():
+        print("begun", flush=True)
+        while not processes.stop_requested():
+            time.sleep(0.01)
+        print("saved", flush=True)
+        time.sleep(SECONDS)
+sys.exit(processes.exit_code(run))
+"""
+
+
+def test_a_signal_is_noted_while_a_step_is_finished():
+    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "0.2"))
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (143, "saved\n")
+    assert stderr == "Stopped by SIGTERM. The same command goes on from here.\n"
+
+
+def test_a_second_signal_stops_at_once():
+    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "60"))
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143 and "by Ctrl-C" in stderr
+
+
+def test_the_time_is_up_after_max_hours():
+    began = time.monotonic()
+    process = program(LOOP.replace("MAX_HOURS", "1 / 3600").replace("SECONDS", "0"))
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - began > 1
+    assert (process.returncode, stdout) == (143, "begun\nsaved\n")
+    assert "Stopped after MAX_HOURS. The same command goes on" in stderr
+
+
+def test_a_signal_outside_of_a_step_raises_at_once():
+    text = """
+import time
+from runs import processes
+def run():
+    processes.stop_on_signals()
+    try:
+        print("begun", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned", flush=True)
+sys.exit(processes.exit_code(run))
+"""
+    process = program(text)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (143, "cleaned\n")
+
+
+def test_a_program_dies_with_the_one_that_runs_it(here):
+    """kill -9 asks nobody: the program would go on to write into the folder of the next run."""
+    body = "import time; from runs import processes; "
+    body += "processes.stop_on_signals(); print('begun', flush=True); time.sleep(60)"
+    (here / "some.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{body}")
+    parent = program(
+        f"import pathlib; from runs import processes; processes.ROOT = pathlib.Path({str(here)!r})\n" + SOME
+    )
+    assert parent.stdout.readline() == "begun\n"
+    began = time.monotonic()
+    parent.kill()
+    parent.stdout.read()  # to its end: the program held it too
+    assert time.monotonic() - began < 30
+    parent.communicate()
+
+
+SOME = "processes.run_program('some.py', {})"
+
+
+ERRORS = {
+    "errors.InputError('row 2: wrong')": (2, "row 2: wrong"),
+    "OSError(28, 'No space left on device', 'cnn/best.weights.h5')": (
+        1,
+        "No space left on device: 'cnn/best.weights.h5'",
+    ),
+    "MemoryError()": (1, "MemoryError"),
+    "concurrent.futures.process.BrokenProcessPool('a worker was killed')": (1, "a worker was killed"),
+    "torch.OutOfMemoryError('the GPU is full')": (1, "the GPU is full"),
+    "tensorflow.errors.ResourceExhaustedError(None, None, 'OOM when allocating')": (1, "OOM when allocating"),
+    "tensorflow.errors.UnavailableError(None, None, 'the device is lost')": (1, "the device is lost"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_is_one_message_and_its_code(error):
+    code, words = ERRORS[error]
+    library = error.split("(")[0].split(".")[0]
+    library = library if library in ("torch", "tensorflow") else "errors"
+    ours = f"import {library}" if library != "errors" else "from runs import errors"
+    text = f"import concurrent.futures.process\n{ours}\nfrom runs import processes\ndef run():\n    raise {error}\n"
+    process = program(text + "sys.exit(processes.exit_code(run))")
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == code and "Traceback" not in stderr
+    assert words in stderr.splitlines()[-1]
+
+
+def test_a_mistake_of_ours_keeps_its_traceback():
+    def run():
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        processes.exit_code(run)

@@ -1,0 +1,207 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from cohort.grid import Grid
+from config import read_config
+from runs import files
+from runs.errors import InputError
+from runs.files import fingerprint, read_json, write_json
+from runs.record import Record
+from runs.stages import DEPENDS, READS
+
+GRID = Grid((4, 5, 6), np.eye(4))
+
+
+@pytest.fixture
+def record(tmp_path):
+    def make(*arguments, inputs="input"):
+        return Record(read_config([f"--OUTPUT_DIR={tmp_path}", *arguments]), inputs, GRID, 2)
+
+    return make
+
+
+def do(record, *stages):
+    for stage in stages:
+        with record.doing(stage):
+            pass
+
+
+def test_every_setting_that_a_stage_depends_on_exists(record):
+    settings = record().config.model_dump()
+    assert [name for names in DEPENDS.values() for name in names.split() if name not in settings] == []
+    assert set(DEPENDS) == set(READS) - {"report"}
+
+
+def test_what_is_done_is_known_by_the_next_run(record):
+    do(record(), "cnn", "features")
+    again = record()
+    assert again.is_done("cnn") and again.is_done("features") and not again.is_done("tlstm")
+    assert again.changes("cnn") == []
+
+
+def test_a_changed_setting_undoes_its_stage_and_those_below(record):
+    do(record(), "cnn", "features", "tlstm", "explain")
+    other = record("--NUM_SEEDS=3")
+    assert [other.is_done(stage) for stage in ("cnn", "features", "tlstm", "explain")] == [True, True, False, False]
+    assert other.changes("tlstm") == ["NUM_SEEDS was 5, is 3"]
+    assert not record("--WIDTH=8").is_done("features")
+    assert record("--NUM_WORKERS=1", "--STAGES=cnn").is_done("explain")
+
+
+def test_a_changed_input_undoes_everything(record):
+    do(record(), "cnn")
+    other = record(inputs="another")
+    assert not other.is_done("cnn") and other.changes("cnn") == ["the input"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("cnn", "cnn/backup/state.npz"), ("features", "cnn/crossfit/0/a"), ("explain", "explain/a1/metrics.json")],
+)
+def test_a_stage_that_was_stopped_goes_on_only_with_its_own_settings(record, tmp_path, stage, name):
+    with pytest.raises(KeyboardInterrupt), record().doing(stage):
+        raise KeyboardInterrupt
+    assert not record().is_done(stage)
+    left = tmp_path / name
+    left.parent.mkdir(parents=True)
+    left.touch()
+    with pytest.raises(KeyboardInterrupt), record().doing(stage):
+        assert left.exists()
+        raise KeyboardInterrupt
+    with record("--WIDTH=8").doing(stage):
+        assert not left.exists()
+
+
+def test_the_record_names_settings_versions_and_seed(record, tmp_path):
+    record("--SEED=7").write()
+    found = read_json(tmp_path / "config.json")
+    assert found["settings"]["SEED"] == found["seed"] == 7
+    assert {"python", "tensorflow", "torch"} <= set(found["versions"])
+    assert found["grid"] == {"shape": [4, 5, 6], "affine": np.eye(4).tolist()}
+    assert found["commit"] is None or len(found["commit"].rstrip("+")) == 40
+
+
+def leave(tmp_path, name, text="whole"):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "damaged", "kept"),
+    [
+        ("cnn", "cnn/history.csv", {"cnn/best.weights.h5", "cnn/backup/state.npz"}),
+        ("cnn", "cnn/best.weights.h5", set()),
+        ("features", "cnn/crossfit/0/features.parquet", {"cnn/crossfit/0/best.weights.h5", "cnn/crossfit/1/a"}),
+        ("features", "cnn/crossfit/0/best.weights.h5", {"cnn/crossfit/1/a"}),
+        ("explain", "explain/a1/shap.png", {"explain/b1/metrics.json", "explained_cohort/mean.png"}),
+        ("explain", "explained_cohort/mean.png", {"explain/a1/metrics.json", "explain/b1/metrics.json"}),
+    ],
+)
+def test_only_what_is_damaged_is_made_anew(record, tmp_path, stage, damaged, kept):
+    """A stage that was done goes on from the rest, as a stopped one does."""
+    with record().doing(stage):
+        for name in {damaged} | kept:
+            leave(tmp_path, name)
+        if stage == "explain":
+            leave(tmp_path, "explain/a1/metrics.json")
+    leave(tmp_path, damaged, "spoilt")
+    with record().doing(stage):
+        assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*/*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize("name", ["explain", "splits/a.csv", "a.weights.h5", "cnn", "cnn/best.weights.h5"])
+def test_a_record_that_names_others_files_removes_none_of_them(record, tmp_path, name):
+    with record().doing("explain"):
+        leave(tmp_path, "explain/a1/metrics.json")
+    for kept in ("splits/a.csv", "cnn/history.csv"):
+        leave(tmp_path, kept)
+    known = read_json(tmp_path / "config.json")
+    known["stages"]["explain"]["files"][name] = {"size": 1, "sha256": ""}
+    write_json(tmp_path / "config.json", known)
+    with record().doing("explain"):
+        for kept in ("splits/a.csv", "cnn/history.csv", "explain/a1/metrics.json", "config.json"):
+            assert (tmp_path / kept).exists()
+
+
+def test_what_a_link_leads_to_is_not_removed(record, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / "explain").symlink_to(elsewhere)
+    with record().doing("explain"):
+        leave(tmp_path, "explain/a1/metrics.json")
+        leave(tmp_path, "explain/a1/shap.png")
+    leave(tmp_path, "explain/a1/shap.png", "spoilt")
+    with pytest.raises(InputError, match="a1: is damaged, and a link leads to it"), record().doing("explain"):
+        pass
+    assert (elsewhere / "a1" / "metrics.json").exists()
+
+
+def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
+    first = record()
+    for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):
+        with first.doing(stage):
+            leave(tmp_path, name)
+    assert record().is_done("cnn") and record().is_done("features")
+    leave(tmp_path, "features/train.parquet", "half")
+    (tmp_path / "cnn" / "best.weights.h5").unlink()
+    assert record().changes("cnn") == ["cnn/best.weights.h5: missing"]
+    assert record().changes("features") == ["features/train.parquet: changed, expected 5 bytes, received 4"]
+    assert not record().is_done("cnn") and not record().is_done("features")
+    leave(tmp_path, "features/train.parquet", "hello"[::-1])
+    assert record().changes("features") == ["features/train.parquet: changed, other contents of the same size"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"stages": {"cnn": {"done": 1}}}, "stages.cnn.done: Input should be a valid boolean"),
+        ({"stages": {"cnn": {}}}, "stages.cnn.done: Field required"),
+        ({"stages": {"cnn": {"done": True, "files": {"a": {"size": "1", "sha256": ""}}}}}, "stages.cnn.files.a.size: "),
+        (
+            {"stages": {"cnn": {"done": True, "files": {"../a": {"size": 1, "sha256": ""}}}}},
+            "stages.cnn.files.../a.*within",
+        ),
+        ({"stages": []}, "stages: Input should be a valid dictionary"),
+        ({"machine": {"threads": 0}}, "machine.threads: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_record_that_is_none_is_refused_by_its_places(record, tmp_path, change, told):
+    record().write()
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | change)
+    with pytest.raises(InputError, match=rf"config\.json: expected the record of a run, received another: {told}"):
+        record()
+
+
+def test_require_refuses_what_auto_does_anew(record, tmp_path):
+    with record().doing("cnn"):
+        leave(tmp_path, "cnn/best.weights.h5")
+    record("--WIDTH=8", inputs="another").refuse_changes()
+    record("--RESUME=require").refuse_changes()
+    record("--RESUME=require", "--NUM_SEEDS=9").refuse_changes()  # stage 2 was never begun
+    with pytest.raises(InputError, match=r"require: .* \(2\):\n  cnn: WIDTH was 16, is 8\n  cnn: the input\nGive"):
+        record("--WIDTH=8", "--RESUME=require", inputs="another").refuse_changes()
+    with pytest.raises(InputError, match="WIDTH was 16, is 8"):  # told before the input is read
+        record("--WIDTH=8", "--RESUME=require", inputs=None).refuse_changes()
+    record("--RESUME=require", inputs=None).refuse_changes()
+
+
+def test_a_log_on_a_full_disk_is_one_error(tmp_path):
+    os.symlink("/dev/full", tmp_path / "run.log")
+    code = (
+        f"import pathlib, logging; from runs.log import log_to; log_to(pathlib.Path({str(tmp_path)!r}) / 'run.log'); "
+    )
+    code += "logging.getLogger('x').info('a line')"
+    ours = os.environ | {"PYTHONPATH": str(files.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ours)
+    assert done.stderr.count("Traceback") == 2 and "Logging error" not in done.stderr  # OSError, and ours of it
+    assert done.stderr.splitlines()[-1].endswith("run.log: can't be written: No space left on device")
+
+
+def test_a_digest_knows_where_its_parts_end():
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+    assert fingerprint("a", b"b") == fingerprint("a", "b")

@@ -1,0 +1,174 @@
+"""From a table to inputs, visits and landmarks: causality, training subjects only, edge cases."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from samples import random_table
+
+from cohort.tables import feature_columns
+from runs import files
+from runs.errors import InputError
+from survival import preparation
+from survival.landmarks import Visits, landmark_grid, landmarks
+
+
+def visits_table():
+    """Three subjects with 3, 1 and 2 visits; `a` is missing twice; `lab` has a long right tail."""
+    return pd.DataFrame(
+        {
+            "subject": ["p", "p", "p", "q", "r", "r"],
+            "visit_time": [0.0, 0.5, 2.0, 0.0, 0.0, 1.0],
+            "time": [4.0, 4.0, 4.0, 3.0, 1.5, 1.5],
+            "event": [True, True, True, False, True, True],
+            "a": [1.0, np.nan, 3.0, np.nan, 5.0, 6.0],
+            "lab": [1.0, 2.0, 1.5, 1.2, 1.1, 100.0],
+        }
+    )
+
+
+def fitted(table, num_components=2):
+    return preparation.Preparation.fit(table, feature_columns(table), num_components=num_components)
+
+
+def test_values_are_carried_forward_then_the_training_median():
+    table = visits_table()
+    prepare = fitted(table)
+    assert prepare.missing == ("a",)
+    assert prepare.logged == ("lab",)
+    state = prepare(table)[:, : prepare.num_state] / prepare.state.factor + prepare.state.centre
+    carried = state[:, 0] / prepare.scale.factor[0] + prepare.scale.centre[0]
+    np.testing.assert_allclose(carried, [1, 1, 3, 4, 5, 6])  # 4 is the median of 1, 3, 5, 6
+    np.testing.assert_allclose(state[:, 2], [0, 1, 0, 1, 0, 0], atol=1e-12)  # missing at this visit
+    np.testing.assert_allclose(state[:, 3], np.log1p([0, 0.5, 1.5, 0, 0, 1.0]), atol=1e-12)
+    np.testing.assert_allclose(state[:, 4], np.log1p(table["visit_time"]), atol=1e-12)
+
+
+def test_change_is_from_the_first_visit_in_units_of_its_spread():
+    table = visits_table()
+    prepare = fitted(table)
+    change = prepare(table)[:, prepare.num_state :]
+    np.testing.assert_array_equal(change[[0, 3, 4]], 0)
+    raw = np.array([0.0, 0, 2, 0, 0, 1])
+    np.testing.assert_allclose(change[:, 0], raw / np.sqrt((raw[[1, 2, 5]] ** 2).mean()), atol=1e-12)
+
+
+def test_inputs_are_causal(rng):
+    """What stands at a visit does not change with later visits."""
+    table = random_table(rng)
+    prepare = fitted(table)
+    early = table[table["visit_time"] <= 1.0]
+    np.testing.assert_array_equal(prepare(early.reset_index(drop=True)), prepare(table)[early.index])
+
+
+def test_components_replace_the_image_features_and_log_hazard_stays(rng):
+    table = random_table(rng)
+    prepare = fitted(table, num_components=2)
+    assert prepare.num_state == 2 + 2 + 2  # log_hazard and lab, components, times
+    scores = prepare(table)[:, 2:4]
+    covariance = scores.T @ scores / len(table)
+    assert covariance[0, 0] == pytest.approx(1)
+    assert 0 < covariance[1, 1] < 1  # a ridge shrinks the smaller component more
+    assert covariance[0, 1] == pytest.approx(0, abs=1e-9)
+    everything = fitted(table, num_components=99)
+    assert len(everything.components) == 4
+    assert fitted(table, num_components=0).num_state == 4
+
+
+def test_components_equal_scikit_learn(rng):
+    from sklearn.decomposition import PCA
+
+    table = random_table(rng)
+    features = table.filter(like="feature_").to_numpy()
+    theirs = PCA(2, whiten=True).fit_transform((features - features.mean(axis=0)) / features.std(axis=0))
+    ours = fitted(table)(table)[:, 2:4]
+    correlation = np.abs((ours * theirs).mean(axis=0)) / (theirs.std(axis=0) * ours.std(axis=0))
+    np.testing.assert_allclose(correlation, 1, atol=1e-9)
+
+
+def test_a_constant_column_of_training_becomes_zero(rng):
+    table = random_table(rng).assign(flat=2.0)
+    prepare = fitted(table)
+    column = list(name for name in prepare.columns if not name.startswith("feature_")).index("flat")
+    assert (prepare(table.assign(flat=7.0))[:, column] == 0).all()
+
+
+def test_kept_as_json_and_restored(rng):
+    table = random_table(rng)
+    prepare = fitted(table)
+    kept = json.loads(json.dumps(preparation.dataclasses.asdict(prepare), default=files._plain))
+    np.testing.assert_array_equal(preparation.Preparation.restored(kept)(table), prepare(table))
+    with pytest.raises(ValueError, match="columns"):
+        preparation.Preparation.restored(kept | {"missing": ["lab"]})
+    with pytest.raises(ValueError, match="finite"):
+        preparation.Preparation.restored(kept | {"median": [float("nan")] * len(kept["median"])})
+
+
+def test_visits_are_in_time_major_order_longest_first():
+    table = visits_table()
+    visits = Visits.of(table)
+    assert visits.sizes.tolist() == [3, 2, 1]
+    assert visits.order.tolist() == [0, 4, 3, 1, 5, 2]
+    subject, visit = np.array([0, 1, 2, 0, 2, 0]), np.array([0, 0, 0, 1, 1, 2])
+    assert visits.order[visits.row(subject, visit)].tolist() == [0, 3, 4, 1, 5, 2]
+
+
+def test_landmarks_hold_who_is_event_free_and_cut_histories_there():
+    table = visits_table()
+    rows = landmarks(table, Visits.of(table), (0.0, 1.0, 1.5, 3.5))
+    assert rows.stratum.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    assert rows.subject.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0]  # r has its event at 1.5, q ends at 3
+    assert rows.visit.tolist() == [0, 0, 0, 1, 0, 1, 1, 0, 2]
+    assert rows.time.tolist() == [4.0, 3.0, 1.5, 3.0, 2.0, 0.5, 2.5, 1.5, 0.5]
+
+
+def test_nobody_is_predicted_before_the_first_visit():
+    table = visits_table().query("visit_time > 0")
+    rows = landmarks(table, Visits.of(table), (0.0, 0.6))
+    assert rows.subject.tolist() == [0]
+
+
+def test_last_visits_are_the_landmarks_without_a_grid():
+    table = visits_table()
+    rows = landmarks(table, Visits.of(table))
+    assert rows.year.tolist() == [2.0, 0.0, 1.0]
+    assert rows.time.tolist() == [2.0, 3.0, 0.5]
+    unknown = table.drop(columns=["time", "event"])
+    assert np.isnan(landmarks(unknown, Visits.of(unknown)).time).all()
+
+
+def test_columns_that_say_nothing_are_all_named(rng):
+    table = random_table(rng).assign(flat=1.0, empty=np.nan)
+    with pytest.raises(InputError, match=r"(?s)\(2\).*flat: one value, 1.*empty: every value is missing"):
+        preparation.usable_columns({"train": table})
+    with pytest.raises(InputError, match="lab: absent in val"):
+        preparation.usable_columns({"train": random_table(rng), "val": random_table(rng).drop(columns="lab")})
+    with pytest.raises(InputError, match="expected a column of numbers"):
+        preparation.usable_columns({"train": table[["subject", "visit_time", "time", "event"]]})
+
+
+def test_a_dead_feature_of_stage_1_is_left_out_aloud(rng, caplog):
+    caplog.set_level("INFO")
+    table = random_table(rng).assign(feature_9=0.0)
+    assert "feature_9" not in preparation.usable_columns({"train": table})
+    assert "feature_9" in caplog.text
+
+
+def test_missing_values_are_counted_aloud(caplog):
+    caplog.set_level("INFO")
+    preparation.usable_columns({"train": visits_table()})
+    assert "2 of 12 values are missing" in caplog.text
+
+
+def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
+    table = visits_table()
+    assert landmark_grid({"t": table}, (0.7, 1.2), 0.5) == (0.0, 0.5, 0.7, 1.0, 1.2)
+    assert landmark_grid({"t": table}, (), 0.5) == ()
+    with pytest.raises(InputError, match=r"landmark 9 in the t: 0 at risk"):
+        landmark_grid({"t": table}, (0.0, 9.0), 0.5)
+
+
+def test_uneven_last_visits_are_warned_of(caplog):
+    landmark_grid({"t": visits_table()}, (), 0.5)
+    assert "Set LANDMARKS" in caplog.text

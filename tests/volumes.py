@@ -1,0 +1,25 @@
+"""Small volumes whose brightness tells the event, for the tests of training."""
+
+import numpy as np
+import pandas as pd
+
+from training.risk_sets import Scans
+
+SHAPE = (16, 16, 16)
+
+
+def part_of(folder, num_subjects, rng, prefix="s"):
+    """Subjects with 2 scans; the brighter the blob of a scan, the earlier the event."""
+    rows, entries = [], []
+    blob = np.exp(-0.5 * ((np.indices(SHAPE) - 7.5) ** 2).sum(0) / 6)
+    for subject in range(num_subjects):
+        level = rng.normal()
+        time = float(np.exp(-level + 0.3 * rng.normal()) + 1.5)
+        for visit in (0, 1):
+            name = f"{prefix}{subject:03d}_{visit}"
+            entry = folder / f"{name}.npy"
+            np.save(entry, (blob * (level + visit) * 2 + 0.1 * rng.normal(size=SHAPE)).astype(np.float16))
+            rows.append((f"{prefix}{subject:03d}", name, float(visit), time, subject % 4 != 0))
+            entries.append(entry)
+    table = pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"])
+    return table, Scans.of(table, entries)
