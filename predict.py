@@ -20,7 +20,7 @@ from config import Config, read_config
 from data import build_cache
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
-from runs.manifest import RECORD, find_damage, in_words, read_record
+from runs.manifest import RECORD, find_damage, damage_lines, read_record
 from runs.processes import exit_code, exit_process, stop_on_signals
 from runs.threads import fix_threads
 from survival.predictor import curve_years
@@ -69,7 +69,7 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
     try:
         damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
         raise_if_any(
-            f"{folder} is not as its run left it", in_words(damage), "Run main.py again, which makes them anew."
+            f"{folder} is not as its run left it", damage_lines(damage), "Run main.py again, which makes them anew."
         )
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)

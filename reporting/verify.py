@@ -23,7 +23,7 @@ from cohort.splits import split_subjects
 from config import Config
 from data import cache_folder, preprocess, read_image, read_tables, simulated_folder
 from runs.errors import InputError, raise_if_any
-from runs.manifest import find_damage, in_words, read_record
+from runs.manifest import find_damage, damage_lines, read_record
 from runs.stages import ARTEFACTS
 from runs.threads import fix_threads
 
@@ -75,7 +75,7 @@ def _check_run(folder: Path) -> list[str]:
         whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
         state = f"{whole}, all as the stage left them" if stages[stage]["done"] else "begun, not done"
         print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
-        problems += [f"{stage}: {line}" for line in in_words(damage)]
+        problems += [f"{stage}: {line}" for line in damage_lines(damage)]
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Files written whole, and the one error that a user can mend."""
+"""Files and folders that are written whole or not at all; JSON; names and fingerprints."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from runs.errors import InputError, naming
+from runs.errors import InputError, naming_file
 
-ROOT = Path(__file__).resolve().parent.parent  # of the project: its programs lie there
+ROOT = Path(__file__).resolve().parent.parent  # the project's folder, where its programs lie
 TEMPORARY = ".part-"  # opens the name of a file that is being written; then process, host, thread, and the name
 HOST = re.sub(r"[^\w.]", "_", platform.node(), flags=re.ASCII)[:40]
 DAY = 86_400  # seconds; what another host left half-written so long ago, it won't finish
@@ -39,7 +39,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f"{TEMPORARY}{os.getpid()}-{HOST}-{threading.get_ident()}-{path.name}")
     try:
-        with naming(path):
+        with naming_file(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             for written in (part, *part.rglob("*")):
@@ -150,9 +150,15 @@ def safe_name(name: str) -> str:
 
 
 def fingerprint(*parts: str | bytes) -> str:
-    """A short hash of texts."""
-    found = hashlib.blake2b(digest_size=16)
+    """A short hash of texts or bytes, which knows where each part ends.
+
+    Args:
+        parts: in their order.
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=16)
     for part in parts:
-        found.update(part.encode() if isinstance(part, str) else part)
-        found.update(b"\0")
-    return found.hexdigest()
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from runs.errors import InputError, naming
+from runs.errors import InputError, naming_file
 from runs.files import HOST, read_json, remove_temporaries, write_json
 
 HOLDER = ".run.json"  # which process has the lock
@@ -31,7 +31,7 @@ def lock_run(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        with naming(folder):
+        with naming_file(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass

@@ -110,7 +110,7 @@ def find_damage(folder: Path, listed: Mapping[str, FileEntry]) -> dict[str, str]
     return {name: what for name, known in listed.items() if (what := _damage(folder / name, known))}
 
 
-def in_words(damage: Mapping[str, str]) -> list[str]:
+def damage_lines(damage: Mapping[str, str]) -> list[str]:
     """A line for each damaged file."""
     return [f"{name}: {what}" for name, what in damage.items()]
 

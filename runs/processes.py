@@ -1,6 +1,7 @@
-"""How a program of ours is stopped, how it ends, and how one runs another.
+"""How the programs begin, stop and end, and how one of them runs another.
 
-The other is a process of its own: what it holds of a GPU is free when it ends. It never outlives the one that runs it.
+The other one is a process of its own, so that what it holds of a GPU is free when it ends. It never outlives the
+process that runs it.
 """
 
 import json
@@ -14,13 +15,17 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from runs.errors import InputError
 from runs.files import ROOT
 
 STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
-RUN_BY = "CNN_TLSTM_RUN_BY"  # tells a program of ours that another one runs it, and is at the other end of its stdin
+RUN_BY = "CNN_TLSTM_RUN_BY"  # set for a program that another one runs; the other one holds the end of its stdin
+TENSORFLOW = {  # before it is imported, whichever program starts
+    "TF_ENABLE_ONEDNN_OPTS": "1",  # off by default without AVX-512: half the speed
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # that there is no GPU is no error
+}
 REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
 logger = logging.getLogger(__name__)
 
@@ -73,9 +78,43 @@ def stop_requested() -> bool:
     return bool(_stop.reason)
 
 
-def exit_code(run: Callable[[], object]) -> int:
-    """Run a program's work and tell what went wrong in one message.
+class HasMaxHours(Protocol):
+    """Settings of a program; hours of wall clock after which it stops, None: no limit."""
 
+    @property
+    def MAX_HOURS(self) -> float | None:
+        """Hours."""
+        ...
+
+
+Settings = TypeVar("Settings", bound=HasMaxHours)
+
+
+def run_main(read_settings: Callable[[], Settings], work: Callable[[Settings], object]) -> int:
+    """Run a program: read its settings, do its work, and turn what goes wrong into an exit code and one message.
+
+    Args:
+        read_settings: from the command line.
+        work: what the program does with them.
+    Returns:
+        As `exit_code`.
+    """
+
+    def run() -> None:
+        for name, value in TENSORFLOW.items():
+            os.environ.setdefault(name, value)
+        settings = read_settings()
+        stop_on_signals(settings.MAX_HOURS)
+        work(settings)
+
+    return exit_code(run)
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Run something and print what went wrong as one message.
+
+    Args:
+        run: without arguments.
     Returns:
         0 done; 2 the user can mend it; 1 the environment failed; 143 stopped, and the same command goes on.
     """
@@ -95,9 +134,12 @@ def exit_code(run: Callable[[], object]) -> int:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process with an exit code.
+    """End this process.
 
-    After a write that failed, at once: HDF5 would try it again as Python ends, and crash.
+    After a write that failed it ends at once: HDF5 would try the write again as Python ends, and crash.
+
+    Args:
+        code: the exit code.
     """
     if code == 1:
         logging.shutdown()
@@ -108,13 +150,13 @@ def exit_process(code: int) -> NoReturn:
 
 
 def run_program(name: str, settings: Mapping[str, Any]) -> None:
-    """Run a program with these settings, its output to ours, and wait for it; if we are stopped, so is it.
+    """Run a program with these settings and wait for it; its output goes to ours. If we are stopped, it is too.
 
     Args:
         name: such as `tlstm.py`.
         settings: values as JSON has them.
     Raises:
-        SystemExit: it ended with another exit code than 0, which is ours then too.
+        SystemExit: it ended with another exit code than 0; ours is the same.
     """
     arguments = [f"--{setting}={_in_words(value)}" for setting, value in settings.items()]
     with subprocess.Popen(

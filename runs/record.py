@@ -1,43 +1,52 @@
 """The run's own record, OUTPUT_DIR/config.json: settings, versions, and which stages of which settings are done."""
 
-import json
 import logging
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cohort.grid import Grid
-from config import Config
 from runs.errors import InputError, raise_if_any
 from runs.files import ROOT, write_json
-from runs.manifest import RECORD, StageRecord, find_damage, in_words, list_files, read_record
-from runs.stages import ARTEFACTS, DEPENDS, GOES_ON_FROM, READS
+from runs.manifest import RECORD, StageRecord, damage_lines, find_damage, list_files, read_record
+from runs.stages import STAGES, Stage, StageName
+from runs.version import VERSION
 
 logger = logging.getLogger(__name__)
-LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "pandas", "nibabel", "nilearn", "lifelines", "torchsurv", "shap")
+
+LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "pandas", "nibabel", "nilearn", "lifelines", "shap")
+THE_INPUT = "the input"  # stands among a stage's needs for the fingerprint of all that a run reads
 
 
 class Record:
-    """Which stages are done, with what, and what they left; written after every change.
+    """Which stages are done, with which settings and input, and what they left; written after every change.
 
     Args:
-        config: the run's settings.
-        inputs: a digest of the tables and the volumes that the run reads; None: not read yet.
-        grid: of the scans; new scans must lie on it too.
+        folder: of the run.
+        settings: of the run, by name, as JSON has them.
+        inputs: fingerprint of the tables and volumes that the run reads; None: not read yet.
+        grid: `shape` and `affine` of the scans; new scans must lie on it too.
         threads: of the run.
     """
 
-    def __init__(self, config: Config, inputs: str | None = None, grid: Grid | None = None, threads: int | None = None):
-        self.config, self.inputs, self.grid, self.threads = config, inputs, grid, threads
-        self.path = config.OUTPUT_DIR / RECORD
-        self.stages = read_record(config.OUTPUT_DIR).get("stages", {})
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        inputs: str | None = None,
+        grid: Mapping[str, Any] | None = None,
+        threads: int | None = None,
+    ):
+        self.folder, self.settings, self.inputs, self.grid, self.threads = folder, settings, inputs, grid, threads
+        self.path = folder / RECORD
+        self.stages = read_record(folder).get("stages", {})
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
@@ -45,10 +54,11 @@ class Record:
         write_json(
             self.path,
             {
-                "settings": json.loads(self.config.model_dump_json()),
-                "seed": self.config.SEED,
+                "version": VERSION,
+                "settings": self.settings,
+                "seed": self.settings["SEED"],
                 "inputs": self.inputs,
-                "grid": {"shape": self.grid.shape, "affine": self.grid.affine},
+                "grid": self.grid,
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
                 "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": self.threads},
                 "commit": _commit(),
@@ -56,38 +66,24 @@ class Record:
             },
         )
 
-    def needs(self, stage: str) -> dict[str, Any]:
-        """What a stage's result depends on: its settings, the input, and the same of the stage above it."""
-        settings = {name: json.loads(self.config.model_dump_json())[name] for name in DEPENDS[stage].split()}
-        above = READS[stage]
-        return settings | (self.needs(above[-1]) if above else {"the input": self.inputs})
+    def needs(self, name: StageName) -> dict[str, Any]:
+        """What a stage's result depends on: its settings, the input, and the same of the last stage that it needs."""
+        stage = STAGES[name]
+        settings = {setting: self.settings[setting] for setting in stage.settings}
+        return settings | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
 
-    def is_done(self, stage: str) -> bool:
+    def is_done(self, name: StageName) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""
-        return stage in self.stages and self.stages[stage]["done"] and not self.changes(stage)
+        return name in self.stages and self.stages[name]["done"] and not self.changes(name)
 
-    def changes(self, stage: str) -> list[str]:
+    def changes(self, name: StageName) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
-        return self._other_needs(stage) + in_words(self._damage(stage))
+        return self._changed_needs(name) + damage_lines(self._damage(name))
 
     def damage(self) -> list[str]:
         """What was lost or changed of the finished stages' files that a report shows."""
-        shown = [stage for stage in self.stages if stage != "report"]
-        return [f"{stage}: {line}" for stage in shown for line in in_words(self._damage(stage))]
-
-    def _other_needs(self, stage: str) -> list[str]:
-        if stage not in self.stages:
-            return []
-        old, new = self.stages[stage].get("needs", {}), self.needs(stage)
-        differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        return [
-            name if name == "the input" else f"{name} was {old.get(name)}, is {new.get(name)}"
-            for name in differing
-            if name != "the input" or self.inputs is not None
-        ]
-
-    def _damage(self, stage: str) -> dict[str, str]:
-        return find_damage(self.config.OUTPUT_DIR, self.stages[stage].get("files", {})) if stage in self.stages else {}
+        shown = [stage.name for stage in STAGES.values() if not stage.always]
+        return [f"{name}: {line}" for name in shown for line in damage_lines(self._damage(name))]
 
     def refuse_changes(self) -> None:
         """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
@@ -95,45 +91,87 @@ class Record:
         Raises:
             InputError: names what differs, of each stage.
         """
-        if self.config.RESUME == "auto":
+        if self.settings["RESUME"] == "auto":
             return
-        problems = [f"{stage}: {change}" for stage in DEPENDS for change in self.changes(stage)]
+        problems = [
+            f"{stage.name}: {change}"
+            for stage in STAGES.values()
+            if not stage.always
+            for change in self.changes(stage.name)
+        ]
         raise_if_any(
-            f"RESUME=require: {self.config.OUTPUT_DIR} can't be gone on with as it is",
+            f"RESUME=require: {self.folder} can't be gone on with as it is",
             problems,
             "Give it the same settings and input, choose another OUTPUT_DIR, or set RESUME=auto to do these anew.",
         )
 
-    @contextmanager
-    def doing(self, stage: str) -> Iterator[None]:
-        """Mark a stage as begun, and, if nothing is raised, as done.
+    def require(self, names: Iterable[StageName], *, by: StageName) -> None:
+        """Refuse a stage whose needed stages are not done with these settings.
 
-        What it goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the same
-        settings; nothing otherwise.
+        Args:
+            names: of the stages that are needed.
+            by: the stage that needs them.
+        Raises:
+            InputError: names the first one that is not done, and why.
         """
-        other, damage = self._other_needs(stage), self._damage(stage)
-        for change in other + in_words(damage):
-            logger.info("%s: done anew, since it depends on what has changed: %s", stage, change)
-        if stage not in self.stages or other:  # removed before the record says that it has begun
-            for folder in GOES_ON_FROM[stage]:
-                shutil.rmtree(self.config.OUTPUT_DIR / folder, ignore_errors=True)
+        for name in names:
+            if not self.is_done(name):
+                why = "; ".join(self.changes(name)) or "it was never finished"
+                raise InputError(f"STAGES: {by} needs the stage {name} of the same settings ({why}). Add it to STAGES.")
+
+    @contextmanager
+    def running(self, name: StageName) -> Iterator[None]:
+        """Mark a stage as begun and, if nothing is raised within this, as done.
+
+        What the stage goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the
+        same settings; nothing otherwise.
+
+        Args:
+            name: of the stage.
+        """
+        stage, changed, damage = STAGES[name], self._changed_needs(name), self._damage(name)
+        for change in changed + damage_lines(damage):
+            logger.info("%s: done anew, since it depends on what has changed: %s", name, change)
+        if name not in self.stages or changed:  # removed before the record says that it has begun
+            for folder in stage.resumes_from:
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
         else:
-            _remove_with_its_like(self.config.OUTPUT_DIR, stage, damage)
-        self.stages[stage] = {"needs": self.needs(stage), "done": False}
-        self.stages.pop("report", None)  # it tells of what was before
+            _remove_damaged(self.folder, stage, damage)
+        self.stages[name] = {"needs": self.needs(name), "done": False}
+        for other in STAGES.values():
+            if other.always:  # it shows what was before
+                self.stages.pop(other.name, None)
         self.write()
         began = time.monotonic()
         yield
-        self.finish(stage, {"needs": self.needs(stage), "seconds": round(time.monotonic() - began, 1), "done": True})
+        self.finish(name, {"needs": self.needs(name), "seconds": round(time.monotonic() - began, 1), "done": True})
 
-    def finish(self, stage: str, known: StageRecord) -> None:
-        """Mark a stage as done, with what it left."""
-        files = list_files(self.config.OUTPUT_DIR, ARTEFACTS[stage])
-        self.stages[stage] = {**known, "files": files}
+    def finish(self, name: StageName, known: StageRecord) -> None:
+        """Mark a stage as done, with the files that it left.
+
+        Args:
+            name: of the stage.
+            known: what else the record keeps of it.
+        """
+        self.stages[name] = {**known, "files": list_files(self.folder, STAGES[name].makes)}
         self.write()
 
+    def _changed_needs(self, name: StageName) -> list[str]:
+        if name not in self.stages:
+            return []
+        old, new = self.stages[name].get("needs", {}), self.needs(name)
+        differing = sorted(need for need in old.keys() | new.keys() if old.get(need) != new.get(need))
+        return [
+            need if need == THE_INPUT else f"{need} was {old.get(need)}, is {new.get(need)}"
+            for need in differing
+            if need != THE_INPUT or self.inputs is not None
+        ]
 
-def _remove_with_its_like(folder: Path, stage: str, damage: Iterable[str]) -> None:
+    def _damage(self, name: StageName) -> dict[str, str]:
+        return find_damage(self.folder, self.stages[name].get("files", {})) if name in self.stages else {}
+
+
+def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:
     """Remove damaged files and what has to be made together with them: a training's, a scan's, or the cohort's folder.
 
     Nothing is removed but what lies in the stage's own folders, whatever the record names.
@@ -142,9 +180,9 @@ def _remove_with_its_like(folder: Path, stage: str, damage: Iterable[str]) -> No
         InputError: a link leads out of the run's folder.
     """
     for name in map(Path, damage):
-        if not any(Path(root) in name.parents for root in ARTEFACTS[stage]):
+        if not any(Path(made) in name.parents for made in stage.makes):
             continue
-        path = folder / (name.parent if name.name.endswith(".weights.h5") or stage == "explain" else name)
+        path = folder / (name.parent if name.name.endswith(".weights.h5") or stage.name == "explain" else name)
         if not path.resolve().is_relative_to(folder.resolve()):
             raise InputError(
                 f"{path}: is damaged, and a link leads to it. Remove what the link leads to, and run again."

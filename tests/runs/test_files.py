@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from runs import files
-from runs.errors import InputError, WriteError, naming
+from runs.errors import InputError, WriteError, naming_file
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -128,7 +128,7 @@ def test_a_write_that_is_cut_short_is_that_error_too(tmp_path):
 
 def test_another_error_keeps_its_words(tmp_path):
     for error in (RuntimeError("no number"), FileNotFoundError(2, "none", "x")):
-        with pytest.raises(type(error)) as found, naming(tmp_path):
+        with pytest.raises(type(error)) as found, naming_file(tmp_path):
             raise error
         assert found.value is error
 
