@@ -58,7 +58,7 @@ def stop_on_signals(max_hours: float | None = None) -> None:
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
+def finishing_step() -> Iterator[None]:
     """Within this, a signal is only noted, for `asked`; a second one stops at once.
 
     Raises:

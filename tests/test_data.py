@@ -1,6 +1,7 @@
 import gzip
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -35,8 +36,11 @@ def table(tmp_path, brain, rng):
     return pd.DataFrame({"scan": ["s0", "s1", "s2"], "nifti_path": list(map(str, paths))})
 
 
-def build(table, tmp_path, **how):
-    return data.build_cache(table, **({"shape": SHAPE, "folder": tmp_path / "cache", "jobs": 1} | how))
+def build(table, tmp_path, *, folder="cache", jobs=1, **how):
+    """The cache of a table, with the paths of its entries."""
+    preprocessing = data.Preprocessing(**{"shape": SHAPE} | how)
+    table, cache = data.build_cache(table, preprocessing, folder=tmp_path / folder, jobs=jobs)
+    return SimpleNamespace(entries=list(map(Path, table["cache_entry"])), **vars(cache))
 
 
 def test_a_volume_is_z_scored_in_the_brain_and_0_outside(table, tmp_path):
@@ -109,7 +113,7 @@ def test_what_is_cached_is_not_done_again_and_a_changed_file_is(table, tmp_path,
 
 
 def test_several_processes_build_the_same(table, tmp_path):
-    one, two = build(table, tmp_path), build(table, tmp_path, folder=tmp_path / "other", jobs=2)
+    one, two = build(table, tmp_path), build(table, tmp_path, folder="other", jobs=2)
     assert [entry.name for entry in one.entries] == [entry.name for entry in two.entries]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.entries, two.entries, strict=True))
 
@@ -240,3 +244,31 @@ def test_a_full_disk_is_no_bad_scan(table, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         build(table, tmp_path)
     assert [name for name in os.listdir(tmp_path / "cache") if name.endswith(".npy")] == []
+
+
+@pytest.fixture
+def cohort_on_disk(tmp_path):
+    """Six scans, two of each part, whose volumes are in the cache."""
+    table = pd.DataFrame({"scan": [f"S{number}_v1" for number in range(6)]})
+    table["cache_entry"] = [str(tmp_path / f"{number}.npy") for number in range(6)]
+    for entry in table["cache_entry"]:
+        np.save(entry, np.zeros((4, 4, 4), np.float16))
+    parts = {name: table[i : i + 2] for i, name in ((4, "test"), (0, "train"), (2, "val"))}
+    grid = Grid((4, 4, 4), np.eye(4))
+    return data.Cohort(parts, data.Cache(grid, grid, num_built=0), None)
+
+
+def test_volumes_that_are_lost_on_the_way_are_named(cohort_on_disk, tmp_path):
+    (tmp_path / "5.npy").unlink()
+    (tmp_path / "2.npy").write_bytes((tmp_path / "2.npy").read_bytes()[:-1])
+    with (
+        pytest.raises(OSError, match="the volumes of S2_v1, S5_v1 can't be read any more") as error,
+        cohort_on_disk.naming_lost_volumes(),
+    ):
+        data.load_volume(tmp_path / "2.npy")
+    assert str(error.value).startswith(str(tmp_path)) and isinstance(error.value.__cause__, ValueError)
+
+
+def test_an_error_that_has_nothing_to_do_with_lost_volumes_stays(cohort_on_disk):
+    with pytest.raises(InputError, match="another"), cohort_on_disk.naming_lost_volumes():
+        raise InputError("another")
