@@ -43,11 +43,11 @@ class ExplainSettings:
 
 @dataclass(frozen=True)
 class Space:
-    """What is known of the grid that the volumes lie on."""
+    """What is known of the space that the volumes lie in, on the volumes' grid."""
 
     voxel_mm: Sequence[float]  # (3,) size of a voxel along each axis, mm
-    truth: np.ndarray | None = None  # (X, Y, Z) bool, where an explanation must point; None: unknown
-    regions: Regions | None = None  # by which the SHAP map is summed, and the volume changed; None: by voxel alone
+    truth: np.ndarray | None = None  # (X, Y, Z) bool, the voxels that matter; None: unknown
+    regions: Regions | None = None  # to sum the SHAP map by, and to take out and put in; None: no table of regions
 
 
 # ---- SHAP ----------------------------------------------------------------------------------------------------

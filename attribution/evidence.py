@@ -12,7 +12,7 @@ SMOOTHING_MM = 8.0  # full width at half maximum of the Gaussian over a voxel ma
 
 @dataclass(frozen=True)
 class Attribution:
-    """A SHAP map and what it says of its own error."""
+    """A SHAP map with the figures that tell its error."""
 
     map: np.ndarray  # (X, Y, Z) float32, log-hazard per voxel; sums to about value - expected
     value: float  # f(x), the log-hazard of the volume
@@ -31,34 +31,6 @@ class Attribution:
         """|sum of the map - gap| as a share of |gap|; infinite if the gap is 0."""
         missed = abs(float(self.map.sum(dtype=np.float64)) - self.gap)
         return missed / abs(self.gap) if self.gap != 0 else float("inf")
-
-
-class Layer(Protocol):
-    """A named layer with weights, such as Keras has."""
-
-    @property
-    def name(self) -> str:
-        """The layer's name."""
-
-    def get_weights(self) -> list[np.ndarray]:
-        """Copies of its weights, of any shape."""
-
-    def set_weights(self, weights: list[np.ndarray]) -> None:
-        """Replace its weights by others of the same shapes."""
-
-
-class Network(Protocol):
-    """A network whose weights can be read and set, as a whole and by layer: a `keras.Model` is one."""
-
-    @property
-    def layers(self) -> Sequence[Layer]:
-        """Its layers, in any order."""
-
-    def get_weights(self) -> list[np.ndarray]:
-        """Copies of all its weights, of any shape."""
-
-    def set_weights(self, weights: list[np.ndarray]) -> None:
-        """Replace all its weights by others of the same shapes."""
 
 
 # ---- Measures of a map alone ---------------------------------------------------------------------------------
@@ -135,13 +107,13 @@ def measure_maps(
     truth: np.ndarray | None,
     voxel_mm: Sequence[float],
 ) -> dict[str, dict[str, Any]]:
-    """What each map of a scan tells by itself.
+    """Measure every map of one scan.
 
     Args:
         attribution: the SHAP map, with its errors.
         maps: (X, Y, Z) signed, by name; `shap` is that map.
         brain: (X, Y, Z) bool.
-        truth: (X, Y, Z) bool, where an explanation must point; None: unknown.
+        truth: (X, Y, Z) bool, the voxels that matter; None: unknown.
         voxel_mm: (3,) size of a voxel along each axis, mm.
     Returns:
         By map, then by measure, as in `explain/<imageid>/metrics.json`. Before it is compared with the truth, the SHAP
@@ -166,6 +138,32 @@ def measure_maps(
 # ---- Does the map show the network, or only the image? --------------------------------------------------------
 
 
+class HasWeights(Protocol):
+    """Weights that can be read and set."""
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Copies of all the weights, arrays of any shape."""
+
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        """Replace all the weights by arrays of the same shapes."""
+
+
+class Layer(HasWeights, Protocol):
+    """A layer with a name, such as Keras has."""
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+
+
+class Network(HasWeights, Protocol):
+    """A network with layers: a `keras.Model` is one."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Its layers, in any order."""
+
+
 def randomisation(
     network: Network,
     make_map: Callable[[], np.ndarray],
@@ -185,7 +183,7 @@ def randomisation(
         make_map: () -> (X, Y, Z), the map of `network` with the weights that it has when called.
         reference: (X, Y, Z), the trained network's map.
         brain: (X, Y, Z) bool; the maps are compared inside it.
-        layers: names from the output down; each stands for the layers called so, or so with a suffix `_...`.
+        layers: names from the output down; `stem` stands for all layers called `stem` or `stem_...`.
         seed: of the permutations.
     Returns:
         Spearman correlations of the signed maps, -1 to 1: `trained`, which is below 1 only by the map's own noise,

@@ -147,7 +147,7 @@ def bench_memory() -> None:
 
 
 def bench_backgrounds(model: keras.Model, volumes: np.ndarray, background: np.ndarray) -> None:
-    """How alike two maps against disjoint backgrounds are, by the size of these, at as many gradients."""
+    """How alike two maps of volumes (N, X, Y, Z, 1) against disjoint backgrounds are, by the size of these."""
     for size in (8, NUM_BACKGROUND):
         correlations = []
         for volume in volumes:
@@ -199,7 +199,7 @@ def bench_localisation(run: Run, attributions: Sequence[Attribution]) -> None:
 
 
 def bench_regions(run: Run, attributions: Sequence[Attribution]) -> None:
-    """Sums of the SHAP map by parcel against Shapley values with parcels as players."""
+    """Sums of the SHAP map by parcel against Shapley values with parcels as players; log-hazard."""
     predict, background = trace_network(run.model).predict, run.background[:NUM_BACKGROUND]
     volumes = run.volumes[: len(attributions)]
     parcels = make_parcels((volumes != 0).any(axis=(0, -1)), run.grid.affine)
@@ -215,7 +215,7 @@ def bench_regions(run: Run, attributions: Sequence[Attribution]) -> None:
 
 
 def bench_randomisation(run: Run, attributions: Sequence[Attribution]) -> None:
-    """Spearman correlation with the map of the network as trained, down to where all of it is random."""
+    """Spearman correlation with the trained network's map (X, Y, Z), down to where the whole network is random."""
     background = run.background[:NUM_BACKGROUND]
     settings = {"num_gradients": ExplainSettings.randomisation_gradients, "seed": 0}
     curves = [
