@@ -173,13 +173,13 @@ def check_json(value: dict, _: dict) -> None:
 
 
 def check_same(arrays: np.ndarray | list[np.ndarray], sound: np.ndarray | list[np.ndarray]) -> None:
-    """Assert that predictions or weights are those of the sound file, of whatever shapes."""
+    """Assert that predictions, (N,) log-hazards, or a model's weights are those of the sound file."""
     for array, expected in zip(arrays, sound, strict=True):
         np.testing.assert_array_equal(array, expected)
 
 
 def check_finite(weights: list[np.ndarray], _: list[np.ndarray]) -> None:
-    """Assert that weights, of whatever shapes, are finite."""
+    """Assert that all weights of a model are finite."""
     assert all(np.isfinite(array).all() for array in weights)
 
 
@@ -268,7 +268,7 @@ def model_readers(folder: Path) -> list[Reader]:
 
 
 def weights_reader(folder: Path) -> Reader:
-    """Stage 1's weights as they are saved; a flipped bit of a weight is noticed by the run's manifest alone."""
+    """Stage 1's weights as they are saved, for (16, 16, 16) voxels; the run's manifest alone notices a flipped bit."""
     from model import build_model
     from training.weights import load_weights, save_weights
 
@@ -283,7 +283,7 @@ def weights_reader(folder: Path) -> Reader:
 
 
 def state_reader(folder: Path) -> Reader:
-    """The state from which a stopped training of stage 1 goes on."""
+    """The state from which a stopped training of stage 1 goes on, with 8 volumes of (16, 16, 16) voxels."""
     from model import build_model
     from training.devices import Workers
     from training.loop import Training
