@@ -45,7 +45,7 @@ class Scan:
 
     @property
     def unscaled(self) -> bool:
-        """Whether the stored numbers are the grey values themselves: slope 1, intercept 0 for all voxels."""
+        """Whether the stored numbers are the grey values themselves: slope 1, intercept 0."""
         return (self.slope, self.intercept) == (1, 0)
 
 

@@ -39,16 +39,16 @@ DIALECTS = {
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_a_dialect_reads_the_same(write, expected, dialect):
-    found = tables.read_features(write(DIALECTS[dialect]), time_unit="months")
-    pd.testing.assert_frame_equal(found, expected)
+    table_read = tables.read_features(write(DIALECTS[dialect]), time_unit="months")
+    pd.testing.assert_frame_equal(table_read, expected)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
 def test_an_encoding_with_its_mark_is_read(write, tmp_path, expected, encoding, caplog):
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
     (tmp_path / "other.csv").write_bytes((mark + GOOD.replace("c,c1", "ç,c1")).encode(encoding))
-    found = tables.read_features(tmp_path / "other.csv", time_unit="months")
-    pd.testing.assert_frame_equal(found, expected.replace({"subject": {"c": "ç"}}))
+    table_read = tables.read_features(tmp_path / "other.csv", time_unit="months")
+    pd.testing.assert_frame_equal(table_read, expected.replace({"subject": {"c": "ç"}}))
     assert ("UTF-16" in caplog.text) == ("16" in encoding)
 
 
@@ -61,9 +61,9 @@ def test_semicolons_and_decimal_commas_are_read_and_said(write, decimal, caplog)
     text = GOOD.replace("70", "70.125").replace("65", "-6.5e1").replace(",6,", ",.5,")
     expected = tables.read_features(write(text), time_unit="months")
     caplog.clear()
-    found = tables.read_features(write(spread(text, ";", decimal)), time_unit="months")
-    pd.testing.assert_frame_equal(found, expected)
-    assert found["age"][2] == 70.125
+    table_read = tables.read_features(write(spread(text, ";", decimal)), time_unit="months")
+    pd.testing.assert_frame_equal(table_read, expected)
+    assert table_read["age"][2] == 70.125
     assert "fields between semicolons" in caplog.text and ("decimal commas" in caplog.text) == (decimal == ",")
 
 
@@ -84,7 +84,7 @@ def test_rows_are_numbered_as_an_editor_shows_them(write):
         tables.read_features(write(text), time_unit="months")
 
 
-def test_tables_put_one_after_the_other_are_told(write):
+def test_a_header_between_two_tables_is_named(write):
     with pytest.raises(InputError) as error:
         tables.read_features(write(GOOD + GOOD.replace("c,c1,0", "d,d1,0")), time_unit="months")
     assert "row 6: the header once more" in str(error.value)
@@ -167,8 +167,8 @@ def test_dates_and_lists_of_a_parquet_file_are_no_numbers(tmp_path, expected, ca
         site=pd.Categorical(["x", "y", "x", "y"]),
     )
     table.to_parquet(tmp_path / "table.parquet")
-    found = tables.read_features(tmp_path / "table.parquet")
-    assert tables.feature_columns(found) == ["age"] and found["subject"].tolist() == ["1", "1", "2", "3"]
+    table_read = tables.read_features(tmp_path / "table.parquet")
+    assert tables.feature_columns(table_read) == ["age"] and table_read["subject"].tolist() == ["1", "1", "2", "3"]
     assert "not used: scanned, took, site" in caplog.text
     table.assign(time=pd.to_datetime("2019-01-01")).to_parquet(tmp_path / "table.parquet")
     with pytest.raises(InputError, match="row 1: time: expected a number >= 0, received '2019-01-01"):

@@ -102,10 +102,10 @@ def test_every_bad_row_is_named_at_once(write):
     text = GOOD.replace("b,b1,0,30,0", "b,b1,x,30,7").replace("c,c1,0,12,1", "c,c9,13,12,1")
     with pytest.raises(InputError) as error:
         read(write(text))
-    told = str(error.value)
+    message = str(error.value)
     for part in ("row 2: visit_time", "row 2: convert_status", "row 5: a visit at or after", "row 5: expected a file"):
-        assert part in told
-    assert "(4):" in told
+        assert part in message
+    assert "(4):" in message
 
 
 def test_many_bad_rows_are_counted(write):
@@ -136,6 +136,6 @@ def test_a_long_table_takes_seconds(tmp_path):
     table = pd.DataFrame({"subjectid": number // 4, "imageid": number, "visit_time": number % 4 / 2, "time": 9.5})
     table.assign(convert_status=number // 4 % 3 // 2, age=number % 97 / 7).to_csv(tmp_path / "many.csv", index=False)
     began = time.process_time()
-    found = tables.read_features(tmp_path / "many.csv")
+    table_read = tables.read_features(tmp_path / "many.csv")
     assert time.process_time() - began < 10
-    assert len(found) == 200_000 and found["age"].max() == 96 / 7
+    assert len(table_read) == 200_000 and table_read["age"].max() == 96 / 7
