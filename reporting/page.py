@@ -145,15 +145,15 @@ def _test_metrics(run: RunFolder, model: str) -> dict[str, Any] | None:
     return run.metrics.get(model, {}).get("test")
 
 
-def _reasons(figures: Any) -> Iterator[str]:
+def _reasons(metrics: Any) -> Iterator[str]:
     """Every `why` within a part's figures, at any depth."""
-    if isinstance(figures, dict):
-        if "why" in figures:
-            yield figures["why"]
-        for value in figures.values():
+    if isinstance(metrics, dict):
+        if "why" in metrics:
+            yield metrics["why"]
+        for value in metrics.values():
             yield from _reasons(value)
-    elif isinstance(figures, list):
-        for value in figures:
+    elif isinstance(metrics, list):
+        for value in metrics:
             yield from _reasons(value)
 
 
@@ -161,7 +161,7 @@ def _models(run: RunFolder) -> dict[str, Any]:
     """The test part's figures of every model, best C-index first; the best of each column; the oracle's C-index."""
     tested = {name: run.metrics[name]["test"] for name in MODEL_NAMES if "test" in run.metrics.get(name, {})}
     tested |= {name: parts["test"] for name, parts in run.metrics.get("baselines", {}).items()}
-    rows = [{"name": MODEL_NAMES.get(name, in_words(name)), **figures} for name, figures in tested.items()]
+    rows = [{"name": MODEL_NAMES.get(name, in_words(name)), **metrics} for name, metrics in tested.items()]
     rows.sort(key=lambda row: -(row["c_index"]["value"] or 0))
     years = list(rows[0]["auc"]) if rows else []
 
