@@ -7,10 +7,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import ndimage
 
 import data
-from cohort.grid import Grid, grid_of, read_grid, resize
 from runs.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -53,27 +51,6 @@ def test_a_volume_is_z_scored_in_the_brain_and_0_outside(table, tmp_path):
     np.testing.assert_allclose(volume, data.load_volume(cache.entries[0]), atol=2e-3)  # a gain changes nothing
 
 
-def test_resizing_equals_scipy(rng):
-    values = rng.normal(size=(37, 41, 33)).astype(np.float32)
-    for shape in ((24, 26, 40), (37, 41, 33), (64, 20, 33)):
-        zoom = np.divide(shape, values.shape)
-        expected = ndimage.zoom(values, zoom, order=1, grid_mode=True, mode="nearest")
-        np.testing.assert_allclose(resize(values, shape), expected, atol=1e-5)
-
-
-def test_the_affine_of_a_resized_volume_is_right():
-    """A linear image of x, y, z in mm reads the same at the new voxels' own mm."""
-    affine = np.array([[2.0, 0, 0, -30], [0, 3, 0, 5], [0, 0, 1.5, 7], [0, 0, 0, 1]])
-    grid = Grid((30, 20, 40), affine)
-    mm = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1) @ affine[:3, :3] + affine[:3, 3]
-    small = grid.resized((15, 10, 16))
-    at = np.stack(np.meshgrid(*map(np.arange, small.shape), indexing="ij"), -1) @ small.affine[:3, :3].T
-    for axis in range(3):
-        resized = resize(mm[..., axis].astype(np.float32), small.shape)
-        expected = at[..., axis] + small.affine[axis, 3]
-        np.testing.assert_allclose(resized[1:-1, 1:-1, 1:-1], expected[1:-1, 1:-1, 1:-1], atol=1e-3)
-
-
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">i2", "u2", "i4", "f8"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("scaling", [(1, 0), (0.5, 0), (0.25, -3)])
@@ -92,16 +69,12 @@ def test_what_a_file_stores_is_read_as_its_greys(tmp_path, brain, dtype, suffix,
 @pytest.mark.parametrize("codes", ["LPS", "SRA", "AIL"])
 def test_any_orientation_gives_the_same_volume(tmp_path, brain, codes):
     image = nib.Nifti1Image(brain, AFFINE)
-    assert grid_of(image).matches(Grid(brain.shape, AFFINE))
     turned = image.as_reoriented(
         nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(tuple(codes)))
     )
     nib.save(turned, tmp_path / "turned.nii.gz")
     again = nib.load(tmp_path / "turned.nii.gz")
-    grid = read_grid(tmp_path / "turned.nii.gz")
-    np.testing.assert_allclose(grid.affine, nib.as_closest_canonical(again).affine, atol=1e-6)
     np.testing.assert_array_equal(data.preprocess(again, SHAPE), data.preprocess(image, SHAPE))
-    assert read_grid(tmp_path / "turned.nii.gz").matches(Grid(brain.shape, AFFINE))
 
 
 def test_what_is_cached_is_not_done_again_and_a_changed_file_is(table, tmp_path, brain):
