@@ -2,8 +2,8 @@
 
     python benchmarks/study.py [stability | visit_order | risk_set] [SEED ...]
 
-192 subjects for training, 48 for validation, 460 tested, as in embedded_cohort.py; only stage 1 is trained. Prints a JSON line a
-setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
+192 subjects for training, 48 for validation, 460 tested, as in embedded_cohort.py; only stage 1 is trained. Prints a
+JSON line a setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
 """
 
 import json

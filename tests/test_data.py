@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import data
+from cohort.grid import Grid
 from runs.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
