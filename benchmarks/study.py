@@ -110,7 +110,7 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
     visits = known.sort_values("visit_time").groupby("subject")
     moving = visits[["visit_time", "log_hazard"]]
     change = moving.last() - moving.first()
-    both = baselines.cox_models(scored, np.array([1.0]))["cox_last_slope"]["test"]
+    both = baselines.predict_cox_models(scored, np.array([1.0]))["cox_last_slope"]["test"]
     last = tables.last_visits(scored["test"])
     found = {
         "c": concordance(last["log_hazard"].to_numpy(), tables.time_left(last), last["event"].to_numpy()),
