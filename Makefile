@@ -26,7 +26,7 @@ slow: .venv/developing
 lint: .venv/developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py $(PACKAGES) benchmarks
+	$(BIN)/mypy
 
 # The table is printed whether the tests pass or not; the exit code is theirs.
 coverage: .venv/developing

@@ -1,6 +1,6 @@
 """What `make coverage` has measured, by program file and by package; coverage's own report lists single modules.
 
-    .venv/bin/coverage report -m     each module, with the lines that no test reaches
+.venv/bin/coverage report -m     each module, with the lines that no test reaches
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The house as it lies on the disk: its files, its packages, and what each module imports."""
+"""The house as it lies on the disk: its files, its packages, what each module imports, and what it may import."""
 
 import ast
 from functools import cache
@@ -9,6 +9,26 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = {path.stem for path in ROOT.glob("*.py")}  # what the user opens
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 ROOMS = FILES | PACKAGES
+PROGRAMS = {"main", "predict"}  # may import anything; nothing imports them
+_MAY_IMPORT = {
+    "runs": "",
+    "model": "",
+    "loss": "",
+    "config": "runs",
+    "cohort": "runs",
+    "survival": "cohort runs",
+    "data": "config cohort runs",
+    "callbacks": "survival runs",
+    "tlstm": "config survival cohort runs",
+    "attribution": "model survival cohort runs",
+    "explain": "attribution model runs",
+    "training": "config data model loss callbacks cohort runs",
+}
+MAY_IMPORT = {  # by room, the rooms that it may import; docs/architecture.md shows and explains the same table
+    **{room: set(rooms.split()) for room, rooms in _MAY_IMPORT.items()},
+    "reporting": ROOMS - PROGRAMS - {"reporting"},
+    **{program: ROOMS - {program} for program in PROGRAMS},
+}
 MODULES = {  # by name, such as `survival.cox`; a package's own name stands for its `__init__.py`
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted([*ROOT.glob("*.py"), *(path for room in PACKAGES for path in (ROOT / room).glob("*.py"))])
@@ -46,10 +66,18 @@ def imports_of(module):
                 parts = (f"{child.module}.{alias.name}" for alias in child.names)
                 found.update(Import(name, lazy) for name in (child.module, *(p for p in parts if p in MODULES)))
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            walk(child, lazy or inside or isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+            walk(child, lazy or inside or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)))
 
     walk(tree_of(module), False)
     return found
+
+
+def arrows_between_rooms():
+    """Each room and the rooms that it imports."""
+    rooms = {room: set() for room in ROOMS}
+    for module in MODULES:
+        rooms[room_of(module)] |= {room_of(imported.name) for imported in imports_of(module)} & ROOMS
+    return {room: imported - {room} for room, imported in rooms.items()}
 
 
 def reached_from(module, *, lazily):
