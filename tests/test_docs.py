@@ -32,7 +32,7 @@ def read(name):
 def code_of(page):
     """The pieces of code on a page: what stands in backticks, and the lines of its code blocks."""
     fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-    words = read(page).replace("\\\n", " ")  # a long command goes on in the next line
+    words = re.sub(r"\s*\\\n\s*", " ", read(page))  # a long command goes on in the next line
     lines = [line for block in fence.findall(words) for line in block.splitlines()[1:-1]]
     words = fence.sub("", words)
     lines += re.findall(r"^ {4}(\S.*)", words, re.MULTILINE)
