@@ -23,8 +23,6 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
 GROUPS = 8  # of channels, in group normalisation
 
-Tensor = keras.KerasTensor  # (B, X, Y, Z, C), or (B, F), without values yet
-
 
 def build_model(
     shape: tuple[int, int, int],
@@ -114,7 +112,7 @@ class _Layers:
     def __init__(self, norm: str, precision: str, rng: np.random.Generator):
         self.kind, self.precision, self.rng = norm, precision, rng
 
-    def block(self, x: Tensor, channels: int, name: str, *, stride: int) -> Tensor:
+    def block(self, x: keras.KerasTensor, channels: int, name: str, *, stride: int) -> keras.KerasTensor:
         """A basic block: two 3x3x3 convolutions beside a shortcut, relu(F(x) + x)."""
         shortcut = x
         y = self.conv(x, channels, f"{name}_conv1", stride=stride)
@@ -125,7 +123,9 @@ class _Layers:
             shortcut = self.norm(shortcut, f"{name}_shortcut_norm")
         return self.relu(layers.Add(name=f"{name}_add", dtype=self.precision)([y, shortcut]), f"{name}_relu2")
 
-    def conv(self, x: Tensor, channels: int, name: str, *, kernel: int = 3, stride: int = 1) -> Tensor:
+    def conv(
+        self, x: keras.KerasTensor, channels: int, name: str, *, kernel: int = 3, stride: int = 1
+    ) -> keras.KerasTensor:
         small = self.precision == "mixed_bfloat16" and min(x.shape[1:4]) < SMALLEST
         return layers.Conv3D(
             channels,
@@ -138,12 +138,12 @@ class _Layers:
             dtype="float32" if small else self.precision,
         )(x)
 
-    def norm(self, x: Tensor, name: str) -> Tensor:
+    def norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         if self.kind == "group":
             return layers.GroupNormalization(math.gcd(GROUPS, x.shape[-1]), name=name, dtype=self.precision)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=self.precision)(x)
 
-    def relu(self, x: Tensor, name: str) -> Tensor:
+    def relu(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         return layers.ReLU(name=name, dtype=self.precision)(x)
 
 
