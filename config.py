@@ -3,10 +3,12 @@
     python main.py                         the embedded cohort: about 3 minutes on 2 cores
     python main.py --EPOCHS 3 --SEED 1     other values, for this run only
     python main.py --help                  this list
+    python main.py --version               of the project
 
 A relative path is relative to the working directory. "Paper" is Aghajanian et al. (2025).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +16,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from runs.errors import InputError
+from runs.stages import STAGE_NAMES, StageName
+from runs.version import VERSION
 
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -21,7 +25,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Voxels = Annotated[int, Field(ge=16, le=512)]
-Stage = Literal["cnn", "features", "tlstm", "explain", "report"]
 
 
 class Config(BaseSettings):
@@ -55,7 +58,7 @@ class Config(BaseSettings):
     """Share of the other subjects in the validation part, which every choice is made on."""
     OUTPUT_DIR: Path = Path("outputs")
     """The run's folder."""
-    STAGES: tuple[Stage, ...] = ("cnn", "features", "tlstm", "explain", "report")
+    STAGES: tuple[StageName, ...] = STAGE_NAMES
     """Which stages to run, comma-separated; a finished stage of the same settings is not repeated."""
     SEED: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the split, the weights, the shuffling, the augmentation and the bootstrap."""
@@ -272,8 +275,11 @@ def read_config(arguments: list[str] | None = None, program: str = "main.py") ->
         The checked settings, frozen.
     Raises:
         InputError: names every wrong setting at once.
-        SystemExit: `--help` (0) or an option that does not exist (2).
+        SystemExit: `--help` or `--version` (0), or an option that does not exist (2).
     """
+    if "--version" in (arguments or []):
+        print(f"CNN-TLSTM {VERSION}")
+        raise SystemExit(0)
     try:
         return Config(_cli_parse_args=_switched_on(arguments or []), _cli_prog_name=f"python {program}")
     except ValidationError as error:
@@ -291,10 +297,10 @@ def _switched_on(arguments: list[str]) -> list[str]:
     ]
 
 
-def _line(problem) -> str:
+def _line(problem: Mapping[str, Any]) -> str:
     """One wrong setting in words."""
     name = ".".join(str(part) for part in problem["loc"])
     if not name:
         return f"  {problem['msg'].removeprefix('Value error, ')}"
-    told = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"  {name}: expected {told.removeprefix('expected ')}. Received: {problem['input']!r}"
+    expected = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"  {name}: expected {expected.removeprefix('expected ')}. Received: {problem['input']!r}"

@@ -1,4 +1,12 @@
-"""One scan explained: every map with the evidence that it shows what the network uses. `pictures.py` saves it."""
+"""SHAP and Grad-CAM: volumes in, signed maps out. A value above 0 raises the log-hazard, one below 0 lowers it.
+
+`explain_scan` makes every map of one scan, with the evidence for it; `explain_cohort` makes the mean SHAP map of many
+subjects. `reporting.brains` writes both.
+"""
+
+import os
+
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # before TensorFlow is imported: off by default without AVX-512
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,42 +15,42 @@ from typing import Any, Literal, TypedDict
 import keras
 import numpy as np
 import pandas as pd
-from scipy import ndimage, stats
 from tqdm import tqdm
 
-from attribution.evidence import correlation, localisation, share_outside, smooth
-from attribution.gradients import Gradients, chunk_size, compiled
+from attribution.cells import upsample
+from attribution.evidence import Attribution, correlation, measure_maps, randomisation, share_outside, smooth
+from attribution.gradients import TracedNetwork, check_volumes, chunk_size, stage_gradient, trace_network
 from attribution.regions import Regions, deletion_insertion, region_shapley, sum_by_region
 from model import STAGES
-from runs.errors import InputError
 
-RANDOMISED = ("log_hazard", *reversed(STAGES), "stem")  # top down, each with all above it
+RANDOMISED = ("log_hazard", *reversed(STAGES), "stem")  # layers from the output down
+COHORT_GRADIENTS = 32  # of each subject's SHAP map, where many are averaged
+Engine = Literal["expected_gradients", "shap"]
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """A SHAP map and what it says of its own error."""
+class ExplainSettings:
+    """How one scan is explained. What has no default here is a setting of `config.py`, named beside it."""
 
-    map: np.ndarray  # (X, Y, Z) float32, log-hazard per voxel; sums to about value - expected
-    value: float  # f(volume)
-    expected: float  # mean of f over the background
-    outside_brain: float  # share of |map| on voxels that are 0 in the volume
-    stability: float | None  # correlation of the maps from two disjoint halves of the background; None: unknown
-    num_gradients: int
-
-    @property
-    def gap(self) -> float:
-        """What the map should sum to: f(volume) - mean f(background)."""
-        return self.value - self.expected
-
-    @property
-    def completeness_error(self) -> float:
-        """|sum of the map - gap| as a share of |gap|; infinite if the gap is 0."""
-        missed = abs(float(self.map.sum(dtype=np.float64)) - self.gap)
-        return missed / abs(self.gap) if self.gap != 0 else float("inf")
+    engine: Engine  # SHAP_ENGINE: our `expected_gradients`, or shap's own GradientExplainer
+    num_gradients: int  # SHAP_NSAMPLES: gradients of the SHAP map
+    seed: int  # SEED: of the SHAP map, of the orders of the regions, and of the permuted weights
+    layer: str  # GRAD_CAM_LAYER: the stage of Grad-CAM, `stage1` ... `stage4`
+    hires_layer: str  # HIRES_CAM_LAYER: the stage of HiResCAM
+    shapley_background: int = 0  # scans for the regions' Shapley values, 2 passes a region each; 0: no values
+    randomisation_gradients: int = 16  # gradients of each randomised network's map; 0: leave that check out
 
 
-# ---- SHAP ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Space:
+    """What is known of the space that the volumes lie in, on the volumes' grid."""
+
+    voxel_mm: Sequence[float]  # (3,) size of a voxel along each axis, mm
+    truth: np.ndarray | None = None  # (X, Y, Z) bool, the voxels that matter; None: unknown
+    regions: Regions | None = None  # to sum the SHAP map by, and to take out and put in; None: no table of regions
+
+
+# ---- SHAP ----------------------------------------------------------------------------------------------------
 
 
 def expected_gradients(
@@ -50,100 +58,146 @@ def expected_gradients(
     volume: np.ndarray,
     background: np.ndarray,
     *,
-    steps: int,
-    seed: int = 0,
+    num_gradients: int,
+    seed: int,
     progress: bool = False,
 ) -> Attribution:
     """SHAP values of the voxels: gradients along the lines from the background to the volume.
 
-    phi = E_b E_a [(x - b) * df/dx at b + a (x - b)], with b each background equally often and a uniform on (0, 1).
-    The positions a are an even grid on each background's line, and stratified over all lines together.
+    phi(x) = E_x' E_alpha [(x - x') * df/dx at x' + alpha (x - x')], eq. 4: x' is each background equally often, alpha
+    is uniform on (0, 1). The alphas are an even grid on each background's line, and stratified over all lines together.
 
     Args:
-        model: (B, X, Y, Z, 1) -> (B, 1).
-        volume: (X, Y, Z, 1) float32.
-        background: (B, X, Y, Z, 1) float32; never the explained subject.
-        steps: gradients in all, rounded up to a multiple of the backgrounds.
+        model: (B, X, Y, Z, 1) -> (B, 1) log-hazard.
+        volume: (X, Y, Z, 1) float32, x.
+        background: (B, X, Y, Z, 1) float32, x'; never the explained subject.
+        num_gradients: in all; rounded up to a multiple of B.
         seed: the same seed gives the same map.
         progress: show a bar.
     Returns:
         The map and its errors.
     Raises:
         InputError: volumes of another shape than the model's, or no background.
-    Source: Erion et al. (2021), Nat Mach Intell 3, 620, eq. 4. Checked against w * (x - mean b) on a linear model
+    Source: Erion et al. (2021), Nat Mach Intell 3, 620, eq. 4. Checked against w * (x - mean x') on a linear model
     and against shap's GradientExplainer.
     """
-    _check_volumes(model, volume, background)
-    network = compiled(model)
-    rounds = -(-steps // len(background))
+    check_volumes(model, volume, background)
+    rounds = -(-num_gradients // len(background))
+    network = trace_network(model)
     halves = _integrate(network, volume, background, rounds=rounds, seed=seed, progress=progress)
-    brain = volume[..., 0] != 0
-    values = halves.sum(axis=0).astype(np.float32)
-    return Attribution(
-        map=values,
-        value=float(network.predict(volume[None])[0]),
-        expected=float(network.predict(background).mean()),
-        outside_brain=share_outside(values, brain),
-        stability=correlation(*halves[:, brain]),
-        num_gradients=rounds * len(background),
-    )
+    stability = correlation(*halves[:, volume[..., 0] != 0])
+    shap_map = halves.sum(axis=0).astype(np.float32)
+    return _attribution(network, volume, background, shap_map, stability, rounds * len(background))
 
 
 def shap_gradients(
-    model: keras.Model, volume: np.ndarray, background: np.ndarray, *, steps: int, seed: int = 0
+    model: keras.Model, volume: np.ndarray, background: np.ndarray, *, num_gradients: int, seed: int
 ) -> Attribution:
-    """The same map from shap's own GradientExplainer, which draws backgrounds and positions at random.
+    """The same map from shap's own GradientExplainer, which draws x' and alpha at random.
 
-    Args, Returns, Raises: as `expected_gradients`; `stability` is unknown.
+    Args, Raises: as `expected_gradients`.
+    Returns:
+        The map, (X, Y, Z) log-hazard per voxel, and its errors; `stability` is unknown.
     """
     import shap  # slow to import
 
-    _check_volumes(model, volume, background)
-    network = compiled(model)
-    listed = keras.Model([model.input], model.output)  # shap hands its inputs over in a list
+    check_volumes(model, volume, background)
+    network = trace_network(model)
+    listed = keras.Model([model.input], model.output)  # shap passes its inputs in a list
     explainer = shap.GradientExplainer(listed, background, batch_size=chunk_size(volume))
-    values = explainer.shap_values(volume[None], nsamples=steps, rseed=seed)  # (1, X, Y, Z, 1, 1)
-    values = np.asarray(values[0, ..., 0, 0], np.float32)
+    values = explainer.shap_values(volume[None], nsamples=num_gradients, rseed=seed)  # (1, X, Y, Z, 1, 1)
+    shap_map = np.asarray(values[0, ..., 0, 0], np.float32)
+    return _attribution(network, volume, background, shap_map, None, num_gradients)
+
+
+def shap_randomisation(
+    model: keras.Model,
+    volume: np.ndarray,
+    background: np.ndarray,
+    reference: np.ndarray,
+    *,
+    num_gradients: int,
+    seed: int,
+) -> dict[str, float]:
+    """Compare a SHAP map with the SHAP maps of ever more randomised networks.
+
+    Args:
+        model: trained; its weights are put back at the end.
+        volume: (X, Y, Z, 1) float32.
+        background: (B, X, Y, Z, 1) float32; no more than `num_gradients` of them are used.
+        reference: (X, Y, Z), the trained network's map.
+        num_gradients: of each map; rounded up to a multiple of the backgrounds used.
+        seed: of the permutations; the maps use the next one.
+    Returns:
+        Spearman correlations, -1 to 1, of `evidence.randomisation`: `trained`, then each of RANDOMISED.
+    Raises:
+        InputError: volumes of another shape than the model's, or no background.
+    """
+    check_volumes(model, volume, background)
+    network, background = trace_network(model), background[:num_gradients]
+    rounds = -(-num_gradients // len(background))
+
+    def make_map() -> np.ndarray:
+        return _integrate(network, volume, background, rounds=rounds, seed=seed + 1).sum(axis=0)
+
+    return randomisation(model, make_map, reference, volume[..., 0] != 0, layers=RANDOMISED, seed=seed)
+
+
+def _attribution(
+    network: TracedNetwork,
+    volume: np.ndarray,
+    background: np.ndarray,
+    shap_map: np.ndarray,
+    stability: float | None,
+    num_gradients: int,
+) -> Attribution:
+    """A SHAP map (X, Y, Z) with what it should sum to."""
     return Attribution(
-        map=values,
+        map=shap_map,
         value=float(network.predict(volume[None])[0]),
         expected=float(network.predict(background).mean()),
-        outside_brain=share_outside(values, volume[..., 0] != 0),
-        stability=None,
-        num_gradients=steps,
+        outside_brain=share_outside(shap_map, volume[..., 0] != 0),
+        stability=stability,
+        num_gradients=num_gradients,
     )
 
 
 def _integrate(
-    network: Gradients, volume: np.ndarray, background: np.ndarray, *, rounds: int, seed: int, progress: bool = False
+    network: TracedNetwork,
+    volume: np.ndarray,
+    background: np.ndarray,
+    *,
+    rounds: int,
+    seed: int,
+    progress: bool = False,
 ) -> np.ndarray:
     """(2, X, Y, Z) float64: what the even and the odd backgrounds contribute to the map."""
-    row, position = _draw_points(len(background), rounds, seed)  # (K,), (K,)
+    rows, alphas = _draw_points(len(background), rounds, seed)  # (K,), (K,)
     sums = np.zeros((2, *volume.shape))
     size = chunk_size(volume)
-    for start in tqdm(range(0, len(row), size), desc="SHAP", unit="chunk", leave=False, disable=not progress):
-        rows, a = row[start : start + size], position[start : start + size, None, None, None, None]
-        difference = volume - background[rows]  # (C, X, Y, Z, 1)
-        gradient = network.gradient(background[rows] + a * difference).numpy()
+    for start in tqdm(range(0, len(rows), size), desc="SHAP", unit="chunk", leave=False, disable=not progress):
+        row, alpha = rows[start : start + size], alphas[start : start + size, None, None, None, None]
+        difference = volume - background[row]  # x - x', (C, X, Y, Z, 1)
+        gradient = network.gradient(background[row] + alpha * difference).numpy()  # df/dx at x' + alpha (x - x')
         for half in (0, 1):
-            of_half = rows % 2 == half
-            sums[half] += np.einsum("c...,c...->...", gradient[of_half], difference[of_half], dtype=np.float64)
-    return sums[..., 0] / len(row)
+            in_half = row % 2 == half
+            sums[half] += np.einsum("c...,c...->...", gradient[in_half], difference[in_half], dtype=np.float64)
+    return sums[..., 0] / len(rows)  # E over x' and alpha
 
 
 def _draw_points(num_background: int, rounds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K,) row of the background and (K,) position on its line, K = num_background * rounds.
+    """(K,) rows of the background, x', and (K,) alphas, the positions on their lines; K = num_background * rounds.
 
     Each line holds an even grid of `rounds` positions at an offset of its own; the offsets are stratified over the
     lines, so that all K positions together are stratified too.
     """
     rng = np.random.default_rng(seed)
     offset = (rng.permutation(num_background) + rng.uniform(size=num_background)) / num_background  # (B,)
-    position = (np.arange(rounds)[:, None] + offset) / rounds  # (rounds, B)
-    return np.tile(np.arange(num_background), rounds), position.ravel().astype(np.float32)
+    alphas = (np.arange(rounds)[:, None] + offset) / rounds  # (rounds, B)
+    return np.tile(np.arange(num_background), rounds), alphas.ravel().astype(np.float32)
 
 
-# ---- Grad-CAM --------------------------------------------------------------------------------------------
+# ---- Grad-CAM ------------------------------------------------------------------------------------------------
 
 
 def gradcam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
@@ -154,132 +208,36 @@ def gradcam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
         volume: (X, Y, Z, 1) float32.
         layer: one of `stage1` ... `stage4`.
     Returns:
-        (X, Y, Z) float32: sum over channels of activation times the channel's mean gradient, upsampled linearly.
-        `np.maximum(map, 0)` is the published form.
+        (X, Y, Z) float32, log-hazard per cell: the channels' activations, each weighted by its mean gradient, summed
+        and upsampled linearly. `np.maximum(map, 0)` is the published form.
     Raises:
         InputError: an unknown stage, or a volume of another shape than the model's.
     Source: Selvaraju et al. (2017), eq. 1 and 2.
     """
-    activation, gradient = stage_gradient(model, volume, layer)
-    return _upsample(activation @ gradient.mean(axis=(0, 1, 2)), volume.shape[:3], layer)
+    activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
+    weights = gradient.mean(axis=(0, 1, 2))  # alpha_k = mean of dy/dA^k over the cells, eq. 1; (C,)
+    return upsample(activation @ weights, volume.shape[:3], layer)  # sum_k alpha_k A^k, eq. 2
 
 
 def hirescam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
-    """Signed HiResCAM: each cell by its own gradient, so that the map shows what the network computed.
+    """Signed HiResCAM: each cell is weighted by its own gradient, so that the map shows what the network computed.
 
     Args, Raises: as `gradcam`.
     Returns:
-        (X, Y, Z) float32: sum over channels of activation times gradient, upsampled linearly. At `stage4`, under
-        global average pooling and a linear output, the cells sum to the log-hazard, and Grad-CAM is the same map.
+        (X, Y, Z) float32, log-hazard per cell: activation times gradient, summed over channels and upsampled linearly.
+        At `stage4`, under global average pooling and a linear output, the cells sum to the log-hazard, and Grad-CAM is
+        the same map.
     Source: Draelos and Carin (2020), arXiv 2011.08891, eq. 3.
     """
-    activation, gradient = stage_gradient(model, volume, layer)
-    return _upsample((activation * gradient).sum(axis=-1), volume.shape[:3], layer)
+    activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
+    return upsample((activation * gradient).sum(axis=-1), volume.shape[:3], layer)  # sum_k dy/dA^k * A^k, eq. 3
 
 
-def stage_gradient(model: keras.Model, volume: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray]:
-    """A stage's activation and the log-hazard's gradient there: two (x, y, z, C) float32.
-
-    Raises:
-        InputError: an unknown stage, or a volume of another shape than the model's.
-    """
-    if layer not in STAGES:
-        raise InputError(f"GRAD_CAM_LAYER: expected one of {', '.join(STAGES)}. Received: {layer!r}")
-    _check_volumes(model, volume, volume[None])
-    activation, gradient = compiled(model).stages(volume[None])[layer]
-    return activation.numpy()[0].astype(np.float32), gradient.numpy()[0].astype(np.float32)
-
-
-def _upsample(cells: np.ndarray, shape: Sequence[int], layer: str) -> np.ndarray:
-    """(x, y, z) cells to (X, Y, Z) float32, linearly between the cells' centres; held beyond the outermost ones."""
-    at = [_cell_at(size, layer) for size in shape]
-    return ndimage.map_coordinates(cells, np.meshgrid(*at, indexing="ij"), output=np.float32, order=1, mode="nearest")
-
-
-def _cell_at(size: int, layer: str) -> np.ndarray:
-    """(size,) where each voxel of an axis lies among a stage's cells, by the centre of what a cell looks at.
-
-    Padding `same` moves that centre, and a block's convolution and its shortcut do not agree on it: their mean is
-    taken. HiResCAM's AUC and mass over chance, mean of 5 networks by 20 simulated scans, against cells placed at the
-    middle of the voxels that they cover: stage 1 .79 and 4.9 (.82, 5.4), stage 2 .83 and 3.1 (.82, 2.7), stage 3 .80
-    and 1.8 (.78, 1.8).
-    """
-    cells, stride, first = size, 1, np.float64(0)
-    for kernels in ((7,), (3,), *[(3, 1)] * STAGES.index(layer)):  # stem, max-pool, then a block's two paths
-        out = -(-cells // 2)
-        margins = [max((out - 1) * 2 + kernel - cells, 0) // 2 for kernel in kernels]
-        first += stride * np.mean([(kernel - 1) / 2 - margin for kernel, margin in zip(kernels, margins, strict=True)])
-        cells, stride = out, 2 * stride
-    return (np.arange(size) - first) / stride
-
-
-# ---- Is it the network, or only the image? ----------------------------------------------------------------------
-
-
-def randomisation(
-    model: keras.Model, volume: np.ndarray, background: np.ndarray, reference: np.ndarray, *, steps: int, seed: int = 0
-) -> dict[str, float]:
-    """Spearman correlation with `reference` of the SHAP maps of ever more randomised networks.
-
-    From the output down to the stem, each layer's weights are permuted at random, with all above it. A map that hardly
-    changes shows the image, not what the network learned.
-
-    Args:
-        model: trained; its weights are put back at the end.
-        volume: (X, Y, Z, 1) float32.
-        background: (B, X, Y, Z, 1) float32.
-        reference: (X, Y, Z) the trained network's map.
-        steps: gradients a map.
-        seed: of the permutations.
-    Returns:
-        A correlation of the signed maps inside the brain: `trained`, what the map's own noise leaves of 1, then each
-        of RANDOMISED, top down. 0 where a map is constant.
-    Source: Adebayo et al. (2018), arXiv 1810.03292, cascading randomisation.
-    """
-    _check_volumes(model, volume, background)
-    network, background = compiled(model), background[:steps]
-    rounds = -(-steps // len(background))
-    rng = np.random.default_rng(seed)
-    brain = volume[..., 0] != 0
-
-    def likeness() -> float:
-        values = _integrate(network, volume, background, rounds=rounds, seed=seed + 1).sum(axis=0)[brain]
-        constant = np.ptp(values) == 0 or np.ptp(reference[brain]) == 0
-        return 0.0 if constant else float(stats.spearmanr(values, reference[brain]).statistic)
-
-    curve = {"trained": likeness()}
-    trained = model.get_weights()
-    try:
-        for name in RANDOMISED:
-            _permute(model, name, rng)
-            curve[name] = likeness()
-    finally:
-        model.set_weights(trained)  # the network itself was permuted: a copy would be traced anew
-    return curve
-
-
-def _permute(model: keras.Model, name: str, rng: np.random.Generator) -> None:
-    """Shuffle each weight of the layers called `name` or `name_...`."""
-    for layer in model.layers:
-        if layer.name == name or layer.name.startswith(f"{name}_"):
-            weights = layer.get_weights()
-            layer.set_weights([rng.permutation(weight.ravel()).reshape(weight.shape) for weight in weights])
-
-
-def _check_volumes(model: keras.Model, volume: np.ndarray, background: np.ndarray) -> None:
-    wanted = tuple(model.input_shape[1:])
-    if tuple(volume.shape) != wanted or tuple(background.shape[1:]) != wanted or len(background) == 0:
-        raise InputError(
-            f"Explanation: expected a volume {wanted} as the model was trained on, and at least one such volume as "
-            f"background. Received: {tuple(volume.shape)} and {tuple(background.shape)}. Set TARGET_SHAPE as trained."
-        )
-
-
-Engine = Literal["expected_gradients", "shap"]
+# ---- One scan, with every map and the evidence for it -----------------------------------------------------------
 
 
 class Explanation(TypedDict):
-    """What `explain_scan` returns and `pictures.save_explanation` writes."""
+    """What `explain_scan` returns and `reporting.brains.save_explanation` writes."""
 
     volume: np.ndarray  # (X, Y, Z) float32 as the network saw it
     maps: dict[str, np.ndarray]  # (X, Y, Z) float32 signed: shap, gradcam, hirescam
@@ -289,21 +247,7 @@ class Explanation(TypedDict):
 
 
 def explain_scan(
-    model: keras.Model,
-    volume: np.ndarray,
-    background: np.ndarray,
-    *,
-    engine: Engine = "expected_gradients",
-    steps: int = 128,
-    seed: int = 0,
-    layer: str = "stage4",
-    hires_layer: str = "stage2",
-    voxel_mm: Sequence[float] = (1.0, 1.0, 1.0),
-    truth: np.ndarray | None = None,
-    regions: Regions | None = None,
-    shapley_background: int = 0,
-    randomisation_steps: int = 16,
-    progress: bool = False,
+    model: keras.Model, volume: np.ndarray, background: np.ndarray, settings: ExplainSettings, space: Space
 ) -> Explanation:
     """Every map of one scan, with the evidence for it.
 
@@ -311,78 +255,66 @@ def explain_scan(
         model: of `model.build_model`, trained.
         volume: (X, Y, Z, 1) float32, 0 outside the brain.
         background: (B, X, Y, Z, 1) float32, scans of other subjects.
-        engine: our `expected_gradients`, or shap's own GradientExplainer.
-        steps: gradients of the SHAP map.
-        seed: of the SHAP map and of the randomised networks.
-        layer: the stage of the classic Grad-CAM.
-        hires_layer: the stage of HiResCAM.
-        voxel_mm: size of a voxel along each axis.
-        truth: (X, Y, Z) bool, where an explanation must point, if that is known.
-        regions: by which the SHAP map is summed, and taken out and put back.
-        shapley_background: so many of the background for the regions' Shapley values, 2 passes a region each; 0: none.
-        randomisation_steps: gradients of each randomised network's map; 0: leave that test out.
-        progress: show a bar of the SHAP map's gradients.
+        settings: which maps are made, how exactly, and how they are tested.
+        space: voxel size in mm, and the truth and the regions if there are any.
     Returns:
         The maps and the metrics of `explain/<imageid>/metrics.json`.
     Raises:
         InputError: an unknown stage, or volumes of another shape than the model's.
     """
-    if engine == "shap":
-        attribution = shap_gradients(model, volume, background, steps=steps, seed=seed)
-    else:
-        attribution = expected_gradients(model, volume, background, steps=steps, seed=seed, progress=progress)
+    engine = shap_gradients if settings.engine == "shap" else expected_gradients
+    attribution = engine(model, volume, background, num_gradients=settings.num_gradients, seed=settings.seed)
     maps = {
         "shap": attribution.map,
-        "gradcam": gradcam(model, volume, layer),
-        "hirescam": hirescam(model, volume, hires_layer),
+        "gradcam": gradcam(model, volume, settings.layer),
+        "hirescam": hirescam(model, volume, settings.hires_layer),
     }
-    metrics = _measure(attribution, maps, volume[..., 0] != 0, truth, voxel_mm)
-    metrics["shap"]["engine"] = engine
-    metrics["gradcam"]["layer"], metrics["hirescam"]["layer"] = layer, hires_layer
-    if randomisation_steps:
-        metrics["randomisation"] = randomisation(
-            model, volume, background, attribution.map, steps=randomisation_steps, seed=seed
+    metrics = measure_maps(attribution, maps, volume[..., 0] != 0, space.truth, space.voxel_mm)
+    metrics["shap"]["engine"] = settings.engine
+    metrics["gradcam"]["layer"], metrics["hirescam"]["layer"] = settings.layer, settings.hires_layer
+    if num_gradients := settings.randomisation_gradients:
+        metrics["randomisation"] = shap_randomisation(
+            model, volume, background, attribution.map, num_gradients=num_gradients, seed=settings.seed
         )
     table = None
-    if regions is not None:
-        predict, table = compiled(model).predict, sum_by_region(attribution.map, regions)
-        scores = table.set_index("label")["attribution"]
-        metrics["shap"] |= deletion_insertion(predict, volume, background.mean(axis=0), regions, scores, seed=seed)
-        if shapley_background:
-            shapley = region_shapley(predict, volume, background[:shapley_background], regions, seed=seed)
-            table["shapley"] = table["label"].map(shapley)
+    if space.regions is not None:
+        table, scores = _explain_regions(model, volume, background, attribution.map, space.regions, settings)
+        metrics["shap"] |= scores
     origin = {
         "shap": f"SHAP, {attribution.num_gradients} gradients against {len(background)} scans",
-        "gradcam": f"Grad-CAM, {layer}, {_resolution(model, layer)}",
-        "hirescam": f"HiResCAM, {hires_layer}, {_resolution(model, hires_layer)}",
+        "gradcam": f"Grad-CAM, {settings.layer}, {_resolution(model, settings.layer)}",
+        "hirescam": f"HiResCAM, {settings.hires_layer}, {_resolution(model, settings.hires_layer)}",
     }
     return {"volume": volume[..., 0], "maps": maps, "origin": origin, "regions": table, "metrics": metrics}
 
 
-def _measure(
-    attribution: Attribution,
-    maps: dict[str, np.ndarray],
-    brain: np.ndarray,
-    truth: np.ndarray | None,
-    voxel_mm: Sequence[float],
-) -> dict[str, Any]:
-    """What each map alone says of itself; the SHAP map is smoothed before it is held against the truth."""
-    metrics: dict[str, Any] = {name: {"outside_brain": share_outside(values, brain)} for name, values in maps.items()}
-    metrics["shap"] |= {
-        "num_gradients": attribution.num_gradients,
-        "log_hazard": attribution.value,
-        "expected_log_hazard": attribution.expected,
-        "completeness_error": attribution.completeness_error if attribution.gap else None,
-        "stability": attribution.stability,
-    }
-    if truth is not None:
-        for name, values in (maps | {"shap": smooth(attribution.map, voxel_mm)}).items():
-            metrics[name]["localisation"] = localisation(values, truth, brain, voxel_mm)
-    return metrics
+def _explain_regions(
+    model: keras.Model,
+    volume: np.ndarray,
+    background: np.ndarray,
+    shap_map: np.ndarray,
+    regions: Regions,
+    settings: ExplainSettings,
+) -> tuple[pd.DataFrame, dict[str, float | None]]:
+    """The map's sums by region, with Shapley values if asked for; what deletion and insertion by region give."""
+    predict, table = trace_network(model).predict, sum_by_region(shap_map, regions)
+    sums, seed = table.set_index("label")["attribution"], settings.seed
+    scores = deletion_insertion(predict, volume, background.mean(axis=0), regions, sums, seed=seed)
+    if settings.shapley_background:
+        shapley = region_shapley(predict, volume, background[: settings.shapley_background], regions, seed=seed)
+        table["shapley"] = table["label"].map(shapley)
+    return table, scores
+
+
+def _resolution(model: keras.Model, layer: str) -> str:
+    return "x".join(str(n) for n in model.get_layer(layer).output.shape[1:4]) + " cells"
+
+
+# ---- Many subjects -------------------------------------------------------------------------------------------
 
 
 class CohortExplanation(TypedDict):
-    """What `explain_cohort` returns and `pictures.save_cohort` writes."""
+    """What `explain_cohort` returns and `reporting.brains.save_cohort` writes."""
 
     volume: np.ndarray  # (X, Y, Z) float32, the mean of the explained scans
     mean: np.ndarray  # (X, Y, Z) float32, log-hazard per voxel
@@ -398,8 +330,8 @@ def explain_cohort(
     *,
     voxel_mm: Sequence[float],
     regions: Regions,
-    steps: int = 32,
-    seed: int = 0,
+    seed: int,
+    num_gradients: int = COHORT_GRADIENTS,
 ) -> CohortExplanation:
     """The mean SHAP map of many subjects, and where their maps agree in sign.
 
@@ -407,12 +339,12 @@ def explain_cohort(
         model: of `model.build_model`, trained.
         scans: of each subject its id and one volume (X, Y, Z, 1) float32, all in one space; read one at a time.
         background: (B, X, Y, Z, 1) float32, scans of other subjects.
-        voxel_mm: size of a voxel along each axis.
+        voxel_mm: (3,) size of a voxel along each axis, mm.
         regions: by which each subject's map is summed.
-        steps: gradients a subject.
         seed: of the maps.
+        num_gradients: a subject.
     Returns:
-        Maps smoothed before they are averaged or their signs counted: neither is about single voxels.
+        Maps that are smoothed before they are averaged or their signs counted: neither is about single voxels.
     Raises:
         ValueError: no subject.
     """
@@ -420,15 +352,11 @@ def explain_cohort(
     volume, mean, signs = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     tables = {}
     for subject, scan in scans:
-        found = expected_gradients(model, scan, background, steps=steps, seed=seed).map
-        tables[subject] = sum_by_region(found, regions)
-        smoothed = smooth(found, voxel_mm) * (scan[..., 0] != 0)
+        shap_map = expected_gradients(model, scan, background, num_gradients=num_gradients, seed=seed).map
+        tables[subject] = sum_by_region(shap_map, regions)
+        smoothed = smooth(shap_map, voxel_mm) * (scan[..., 0] != 0)
         volume, mean, signs = volume + scan[..., 0], mean + smoothed, signs + np.sign(smoothed)
     if not tables:
         raise ValueError("scans: expected at least one subject")
     volume, mean, signs = (np.asarray(total / len(tables), np.float32) for total in (volume, mean, signs))
     return {"volume": volume, "mean": mean, "consistency": signs, "num_subjects": len(tables), "tables": tables}
-
-
-def _resolution(model: keras.Model, layer: str) -> str:
-    return "x".join(str(n) for n in model.get_layer(layer).output.shape[1:4]) + " cells"

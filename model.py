@@ -4,13 +4,14 @@ Source: He et al. (2016), arXiv 1512.03385, in 3-D as in Aghajanian et al. (2025
 stem, 3x3x3 max-pool, four stages of two basic blocks at WIDTH x 1, 2, 4, 8, global average pooling.
 """
 
+import math
 import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by default without AVX-512: half the speed
-import math
-import os
+
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import keras
 import numpy as np
@@ -76,24 +77,30 @@ def build_model(
 
 
 def feature_model(model: keras.Model) -> keras.Model:
-    """The same network with two outputs: features (B, 8 * width) and log-hazard (B, 1)."""
+    """Make a model of the same network with two outputs: features (B, 8 * width) and log-hazard (B, 1).
+
+    Args:
+        model: of `build_model`.
+    """
     return keras.Model(model.input, [model.get_layer("features").output, model.output], name="features_and_risk")
 
 
-def segments(model: keras.Model) -> list[Callable]:
-    """The network cut after its stem and each of its stages, for training in less memory.
+def segments(model: keras.Model) -> list[Callable[..., Any]]:
+    """Cut the network after its stem and each of its stages, for training in less memory.
 
+    Args:
+        model: of `build_model`.
     Returns:
         Functions to call one after the other, each on the values of the one before and `training`. Only what passes
         between them is kept for the gradient; what is within a stage is computed once more.
     """
     ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *STAGES)), model.output]
     *stages, head = (keras.Model(begin, end) for begin, end in pairwise(ends))
-    return [*map(_recomputed, stages), head]  # computed again, the head's dropout would leave out others
+    return [*map(_recomputed, stages), head]  # the head's dropout would drop other features if it were computed again
 
 
-def _recomputed(piece: keras.Model) -> Callable:
-    def call(values, training: bool):
+def _recomputed(piece: keras.Model) -> Callable[..., Any]:
+    def call(values: tf.Tensor, training: bool) -> tf.Tensor:
         return tf.recompute_grad(lambda values: piece(values, training=training))(values)
 
     return call
@@ -105,7 +112,8 @@ class _Layers:
     def __init__(self, norm: str, precision: str, rng: np.random.Generator):
         self.kind, self.precision, self.rng = norm, precision, rng
 
-    def block(self, x, channels: int, name: str, *, stride: int):
+    def block(self, x: keras.KerasTensor, channels: int, name: str, *, stride: int) -> keras.KerasTensor:
+        """A basic block: two 3x3x3 convolutions beside a shortcut, relu(F(x) + x)."""
         shortcut = x
         y = self.conv(x, channels, f"{name}_conv1", stride=stride)
         y = self.relu(self.norm(y, f"{name}_norm1"), f"{name}_relu1")
@@ -115,7 +123,9 @@ class _Layers:
             shortcut = self.norm(shortcut, f"{name}_shortcut_norm")
         return self.relu(layers.Add(name=f"{name}_add", dtype=self.precision)([y, shortcut]), f"{name}_relu2")
 
-    def conv(self, x, channels: int, name: str, *, kernel: int = 3, stride: int = 1):
+    def conv(
+        self, x: keras.KerasTensor, channels: int, name: str, *, kernel: int = 3, stride: int = 1
+    ) -> keras.KerasTensor:
         small = self.precision == "mixed_bfloat16" and min(x.shape[1:4]) < SMALLEST
         return layers.Conv3D(
             channels,
@@ -128,12 +138,12 @@ class _Layers:
             dtype="float32" if small else self.precision,
         )(x)
 
-    def norm(self, x, name: str):
+    def norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         if self.kind == "group":
             return layers.GroupNormalization(math.gcd(GROUPS, x.shape[-1]), name=name, dtype=self.precision)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=self.precision)(x)
 
-    def relu(self, x, name: str):
+    def relu(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         return layers.ReLU(name=name, dtype=self.precision)(x)
 
 

@@ -3,12 +3,9 @@
 python predict.py --OUTPUT_DIR outputs --PREDICT_CSV new.csv     writes outputs/predictions/new.csv
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no GPU is no error
 import logging
-import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +14,11 @@ import pandas as pd
 from cohort.grid import Grid
 from cohort.tables import ON_DISK, read_scans
 from config import Config, read_config
-from data import build_cache
+from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
-from runs.manifest import RECORD, find_damage, damage_lines, read_record
-from runs.processes import exit_code, exit_process, stop_on_signals
+from runs.manifest import RECORD, damage_lines, find_damage, read_record
+from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival.predictor import curve_years
 
@@ -40,17 +37,14 @@ def predict(config: Config) -> Path:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
     trained, grid = _read_run(config.OUTPUT_DIR)
     table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
-    cache = build_cache(
+    table, _ = build_cache(
         table,
-        shape=trained.TARGET_SHAPE,
-        folder=config.CACHE_DIR or config.OUTPUT_DIR / "cache",
-        reference=grid,
-        resample=config.RESAMPLE,
-        max_voxels=config.MAX_VOXELS,
+        Preprocessing(trained.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),
+        folder=cache_folder(config),
         jobs=config.NUM_WORKERS,
         scheduler=config.SCHEDULER,
     )
-    features = _read_features(config.OUTPUT_DIR, trained, table, cache.entries)
+    features = _features(config.OUTPUT_DIR, trained, table)
     from tlstm import load
 
     predicted = load(config.OUTPUT_DIR / "tlstm").predict(features, (), years=curve_years(trained.HORIZONS))
@@ -61,7 +55,11 @@ def predict(config: Config) -> Path:
 
 
 def _read_run(folder: Path) -> tuple[Config, Grid]:
-    """The settings of a finished run, and the grid of its scans."""
+    """The settings of a finished run, and the grid of its scans.
+
+    Raises:
+        InputError: there is no finished run, its files are damaged, or its record can't be read.
+    """
     record = read_record(folder)
     stages = record.get("stages", {})
     if not all(stage in stages and stages[stage]["done"] for stage in ("cnn", "tlstm")):
@@ -84,28 +82,25 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         ) from error
 
 
-def _read_features(folder: Path, trained: Config, table: pd.DataFrame, entries: list[Path]) -> pd.DataFrame:
-    from model import build_model
-    from training.devices import start_tensorflow
-    from training.features import extract_features
-    from training.weights import load_weights
+def _features(folder: Path, trained: Config, table: pd.DataFrame) -> pd.DataFrame:
+    """The feature table of new scans by the network of a run."""
+    from training.stage1 import Stage1
 
-    start_tensorflow(threads=fix_threads(folder), seed=trained.SEED)
-    model = build_model(trained.TARGET_SHAPE, width=trained.WIDTH, norm=trained.NORM, dropout=trained.DROPOUT_RATE)
-    load_weights(model, folder / "cnn" / "best.weights.h5")
-    return extract_features(model, table.drop(columns="nifti_path"), entries, batch_size=trained.BATCH_SIZE)
+    stage1 = Stage1(trained, fix_threads(folder))
+    stage1.load(folder / "cnn")
+    return stage1.features(table)
 
 
 def main(arguments: list[str]) -> int:
-    """Predict; returns the exit code of processes.exit_code."""
+    """Predict.
+
+    Args:
+        arguments: of the command line.
+    Returns:
+        The exit code of `processes.exit_code`.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def run() -> None:
-        config = read_config(arguments, "predict.py")
-        stop_on_signals(config.MAX_HOURS)
-        print(f"Written: {predict(config)}")
-
-    return exit_code(run)
+    return run_main(partial(read_config, arguments, "predict.py"), lambda config: print(f"Written: {predict(config)}"))
 
 
 if __name__ == "__main__":

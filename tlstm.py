@@ -37,9 +37,11 @@ from runs.processes import exit_code, exit_process, stop_on_signals
 from runs.threads import fix_threads
 from survival import crossval
 from survival.cox import RiskSets, risk_sets
+from survival.evaluation import evaluate_parts
 from survival.landmarks import Histories, Landmarks, landmark_grid
 from survival.link import Split, fit_link, split_rows
-from survival.predictor import Predictor, curve_years, evaluate_parts, predict_by_visit, write_predictions
+from survival.metrics import EvaluationSettings
+from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
 from survival.preparation import IMAGE_FEATURE, Preparation, usable_columns
 
 FORMAT = 2  # of model.json
@@ -444,7 +446,7 @@ def run(config: Config) -> None:
         chosen = {
             name: part if landmark is None else part[part["landmark"] == landmark] for name, part in predicted.items()
         }
-        return evaluate_parts(chosen, horizons=config.HORIZONS, num_resamples=config.NUM_RESAMPLES, seed=config.SEED)
+        return evaluate_parts(chosen, EvaluationSettings(config.HORIZONS, config.NUM_RESAMPLES, config.SEED))
 
     found: dict[str, Any] = (
         {"landmarks": {f"{landmark:g}": evaluated(landmark) for landmark in config.LANDMARKS}}

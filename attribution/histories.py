@@ -1,7 +1,7 @@
-"""Why a history has its log-hazard: Shapley values of visits and of groups of inputs, and region by visit.
+"""Why a history has its log-hazard: Shapley values of visits and of groups of inputs, and effects of region by visit.
 
-NumPy alone: both networks come as functions of arrays. Shapes: V visits, P inputs of stage 2, C outputs of
-stage 1, B backgrounds, R regions. Above 0 raises the log-hazard.
+NumPy alone: both networks come as functions of arrays. Shapes: V visits, P inputs of stage 2, C outputs of stage 1,
+B background scans, R regions, T horizons. A value above 0 raises the log-hazard.
 """
 
 import logging
@@ -19,32 +19,42 @@ from survival.landmarks import Histories, Landmarks, Visits
 from survival.predictor import Predictor
 from survival.preparation import IMAGE_FEATURE, Preparation, years_since_last
 
-MOST_VISITS = 12  # 2^V coalitions
-LEAST_GRADIENTS = 64  # of stage 1 at each visit: two a background of 32
-UNATTRIBUTED = "unattributed"  # what the integrals miss of the gap
+MOST_VISITS = 12  # of which all 2^V coalitions are computed
+LEAST_GRADIENTS = 64  # of stage 1 at each visit: two for each of 32 background scans
+UNATTRIBUTED = "unattributed"  # the part of the gap that the integrals miss
 NODES, WEIGHTS = ((part + shift) / 2 for part, shift in zip(np.polynomial.legendre.leggauss(3), (1, 0), strict=True))
 INPUT_STEP = 0.05  # of stage 2's standardised inputs: float32 rounding and curvature both err by about 1e-6
 OUTPUT_STEP = 1e-4  # of stage 1's outputs, through the preparation in float64
-LEAST_GAP = 1e-6  # of the log-hazard, below which a secant of the risk is a tangent
+LEAST_GAP = 1e-6  # of the log-hazard; below it, the secant of the risk is taken over this step
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Stage1:
+class ImageStage:
     """Stage 1 as functions of arrays."""
 
     names: Sequence[str]  # (C,) columns of the feature table
     outputs: Callable[[np.ndarray], np.ndarray]  # (B, X, Y, Z, 1) -> (B, C)
-    pull: Callable[[np.ndarray, np.ndarray], np.ndarray]  # and weights (B, C) -> gradient of their sum by voxel
+    gradient_of_weighted_outputs: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    # (B, X, Y, Z, 1) and weights (B, C) -> (B, X, Y, Z, 1): d (weighted sum of a volume's outputs) / d voxel
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """What the effects of region by visit are computed for."""
+
+    regions: Regions  # on the volumes' grid
+    horizons: Sequence[float]  # (T,) years after the last visit at which the risk is explained, beside the log-hazard
+    seed: int  # of the positions on the paths from the background to the scans
 
 
 class HistoryExplanation(TypedDict):
-    """What `explain_history` returns and `timelines.save_history` writes."""
+    """What `explain_history` returns and `reporting.timelines.save_history` writes."""
 
     visits: pd.DataFrame  # visits.csv
     groups: pd.DataFrame  # groups.csv
     regions: pd.DataFrame  # region_by_visit.csv
-    metrics: dict[str, float | None]  # the sums, and how far the parts are from them
+    metrics: dict[str, float | None]  # the log-hazards, and the share of the effects that is unattributed
 
 
 def explain_history(
@@ -53,58 +63,59 @@ def explain_history(
     volumes: np.ndarray,
     background: np.ndarray,
     *,
-    stage1: Stage1,
-    regions: Regions,
-    horizons: Sequence[float],
+    image_stage: ImageStage,
     expected: float,
-    seed: int = 0,
+    settings: HistorySettings,
 ) -> HistoryExplanation:
-    """Explain the log-hazard of one subject at its last visit, by visit, by group of inputs, by region and visit.
+    """Explain the log-hazard of one subject at its last visit: by visit, by group of inputs, by region and visit.
 
     Args:
         predictor: stage 2.
-        table: (V) visits of the subject in memory's columns, sorted; covariates, but no outputs of stage 1.
+        table: V visits of the subject in memory's columns, sorted; covariates, but no outputs of stage 1.
         volumes: (V, X, Y, Z, 1) float32, their scans.
         background: (B, X, Y, Z, 1) float32, scans of other subjects.
-        stage1: the network that reads them.
-        regions: on the volumes' grid.
-        horizons: years after the last visit at which the risk is explained too.
+        image_stage: stage 1, which reads the scans.
         expected: the log-hazard of somebody without a visit: the training subjects' mean.
-        seed: of the positions on the paths.
+        settings: regions, horizons in years, and a seed.
     Returns:
-        The tables of `visit_shapley`, `group_shapley` and `region_by_visit`, and their errors.
+        The tables of `visit_shapley`, `group_shapley` and `region_by_visit`, and the metrics of the last one.
     """
-    own = stage1.outputs(volumes)
+    outputs = image_stage.outputs(volumes)  # (V, C)
     table = table.drop(columns=["time", "event"], errors="ignore").reset_index(drop=True)
-    seen = pd.concat([table, pd.DataFrame(own.astype(float), columns=list(stage1.names))], axis=1)
-    by_visit = visit_shapley(predictor, seen, expected=expected)
-    by_group = group_shapley(predictor, seen)
-    parts, errors = region_by_visit(
-        predictor, table, volumes, background, stage1=stage1, regions=regions, horizons=horizons, seed=seed
+    with_outputs = pd.concat([table, pd.DataFrame(outputs.astype(float), columns=list(image_stage.names))], axis=1)
+    by_visit = visit_shapley(predictor, with_outputs, expected=expected)
+    by_group = group_shapley(predictor, with_outputs)
+    by_region, metrics = region_by_visit(
+        predictor, table, volumes, background, image_stage=image_stage, settings=settings
     )
-    return {"visits": by_visit, "groups": by_group, "regions": parts, "metrics": {"expected": expected, **errors}}
+    return {"visits": by_visit, "groups": by_group, "regions": by_region, "metrics": {"expected": expected, **metrics}}
 
 
-# ---- Shapley values by all coalitions ------------------------------------------------------------------
-def shapley(worth: Callable[[np.ndarray], np.ndarray], num_players: int) -> np.ndarray:
+# ---- Shapley values by all coalitions ------------------------------------------------------------------------
+
+
+def shapley(coalition_value: Callable[[np.ndarray], np.ndarray], num_players: int) -> np.ndarray:
     """Exact Shapley values.
 
+    phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! * (v(S + i) - v(S)); the factor is
+    1 / (n * binomial(n - 1, |S|)).
+
     Args:
-        worth: (K, n) bool, who takes part -> (K,).
-        num_players: n; every one of the 2^n coalitions is asked for.
+        coalition_value: v: (K, n) bool, who takes part in each of K coalitions -> (K,).
+        num_players: n; v is computed for every one of the 2^n coalitions.
     Returns:
-        (n,), which sum to worth(all) - worth(none).
+        (n,), which sum to v(all) - v(nobody).
     Source: Shapley (1953). Checked against the mean over all orders.
     """
     number = np.arange(2**num_players)
     members = (number[:, None] >> np.arange(num_players)) & 1 == 1  # (2^n, n)
-    worths, size = worth(members), members.sum(axis=1)
-    values = np.empty(num_players)
+    value, size = coalition_value(members), members.sum(axis=1)  # v(S), |S|
+    phi = np.empty(num_players)
     for player in range(num_players):
-        without = number[~members[:, player]]
-        gain = worths[without | 1 << player] - worths[without]
-        values[player] = (gain / (num_players * comb(num_players - 1, size[without]))).sum()
-    return values
+        without = number[~members[:, player]]  # the S without i
+        gain = value[without | 1 << player] - value[without]  # v(S + i) - v(S)
+        phi[player] = (gain / (num_players * comb(num_players - 1, size[without]))).sum()
+    return phi
 
 
 def visit_shapley(
@@ -112,12 +123,12 @@ def visit_shapley(
 ) -> pd.DataFrame:
     """Shapley value of each visit beside its attention; an absent visit is taken out of the history.
 
-    The others' changes and gaps are then counted as if it had never been; the landmark stays. A visit after the
-    landmark was masked from the start, so its value is exactly 0.
+    The changes and gaps of the other visits are then computed as if it had never been; the landmark stays. A visit
+    after the landmark is masked from the start, so its value is exactly 0.
 
     Args:
         predictor: stage 2.
-        table: visits of one subject with every feature, sorted.
+        table: V visits of one subject with every feature, sorted.
         expected: the log-hazard without any visit.
         landmark: years from baseline; None: the last visit.
     Returns:
@@ -125,30 +136,27 @@ def visit_shapley(
         `expected`; NaN with more than MOST_VISITS visits) and `attention` (a share; NaN where there is none).
     """
     landmark = float(table["visit_time"].iloc[-1]) if landmark is None else landmark
-    seen = (table["visit_time"] <= landmark).to_numpy()
+    visible = (table["visit_time"] <= landmark).to_numpy()
 
-    def worth(members: np.ndarray) -> np.ndarray:
-        kept, place = np.unique(members & seen, axis=0, return_inverse=True)  # equal histories, equal worth
-        some = np.flatnonzero(kept.any(axis=1))
-        worths = np.full(len(kept), expected)
-        if len(some):
-            histories = pd.concat([table[kept[row]].assign(subject=f"{row:06d}") for row in some], ignore_index=True)
-            worths[some] = predictor.predict(histories, (landmark,), years=())["log_hazard"]
-        return worths[place.reshape(-1)]
+    def coalition_value(members: np.ndarray) -> np.ndarray:
+        """(K, V) bool -> (K,) log-hazard of the history that consists of these visits."""
+        distinct, place = np.unique(members & visible, axis=0, return_inverse=True)  # equal ones are predicted once
+        not_empty = np.flatnonzero(distinct.any(axis=1))
+        value = np.full(len(distinct), expected)
+        if len(not_empty):
+            cut = [table[distinct[row]].assign(subject=f"{row:06d}") for row in not_empty]
+            histories = pd.concat(cut, ignore_index=True)
+            value[not_empty] = predictor.predict(histories, (landmark,), years=())["log_hazard"]
+        return value[place.reshape(-1)]
 
-    if len(table) > MOST_VISITS:
-        logger.warning("%d visits: the Shapley values of more than %d are not computed", len(table), MOST_VISITS)
-    values = shapley(worth, len(table)) if len(table) <= MOST_VISITS else np.full(len(table), np.nan)
+    num_visits = len(table)
+    if num_visits > MOST_VISITS:
+        logger.warning("%d visits: the Shapley values of more than %d are not computed", num_visits, MOST_VISITS)
+    phi = shapley(coalition_value, num_visits) if num_visits <= MOST_VISITS else np.full(num_visits, np.nan)
     predicted = predictor.predict(table.assign(subject="0"), (landmark,), years=()).iloc[0]
-    attention = [float(predicted.get(f"attention_{visit + 1}", np.nan)) for visit in range(len(table))]
-    return pd.DataFrame(
-        {
-            "visit": np.arange(len(table)) + 1,
-            "visit_time": table["visit_time"].to_numpy(float),
-            "shapley": values,
-            "attention": attention,
-        }
-    )
+    attention = [float(predicted.get(f"attention_{visit + 1}", np.nan)) for visit in range(num_visits)]
+    visit, visit_time = np.arange(num_visits) + 1, table["visit_time"].to_numpy(float)
+    return pd.DataFrame({"visit": visit, "visit_time": visit_time, "shapley": phi, "attention": attention})
 
 
 def group_shapley(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
@@ -156,17 +164,17 @@ def group_shapley(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         predictor: stage 2.
-        table: visits of one subject with every feature, sorted.
+        table: V visits of one subject with every feature, sorted.
     Returns:
         `group, num_inputs, shapley` (log-hazard); they sum to the log-hazard less that of a history at the mean.
     """
     group = input_groups(predictor.prepare)
     names = list(dict.fromkeys(group))
     inputs = predictor.prepare(table)  # (V, P)
-    place = np.array([names.index(name) for name in group])
-    predict = _on_inputs(predictor, table)
-    values = shapley(lambda members: predict(inputs * members[:, None, place]), len(names))
-    return pd.DataFrame({"group": names, "num_inputs": np.bincount(place), "shapley": values})
+    place = np.array([names.index(name) for name in group])  # (P,)
+    predict = _log_hazard_of_inputs(predictor, table)
+    phi = shapley(lambda members: predict(inputs * members[:, None, place]), len(names))
+    return pd.DataFrame({"group": names, "num_inputs": np.bincount(place), "shapley": phi})
 
 
 def input_groups(prepare: Preparation) -> list[str]:
@@ -179,58 +187,69 @@ def input_groups(prepare: Preparation) -> list[str]:
     return [*values, *["covariates"] * len(prepare.missing), *times, *change]
 
 
-# ---- Region by visit, through both stages ----------------------------------------------------------------
+# ---- Effects of region by visit, through both stages -----------------------------------------------------------
+
+
 def region_by_visit(
     predictor: Predictor,
     table: pd.DataFrame,
     volumes: np.ndarray,
     background: np.ndarray,
     *,
-    stage1: Stage1,
-    regions: Regions,
-    horizons: Sequence[float],
-    seed: int = 0,
+    image_stage: ImageStage,
+    settings: HistorySettings,
 ) -> tuple[pd.DataFrame, dict[str, float | None]]:
     """How much each region at each visit moves the final log-hazard, and the risk at each horizon.
 
-    Against each background scan, seen at every visit in the place of the subject's: stage 2's slopes, integrated from
-    the background's outputs of stage 1 to the subject's, weigh the gradients of stage 1, integrated from the
-    background to the scan. Covariates and times stay the subject's. The risk's share is the log-hazard's times the
-    secant of the risk.
+    The subject is compared with each background scan, seen at every visit in place of the subject's own. Stage 2's
+    slopes, integrated from the background's outputs of stage 1 to the subject's, are the weights of stage 1's
+    gradients, integrated from the background to the scan. Covariates and times stay the subject's. The effect on a risk
+    is the effect on the log-hazard times the secant of the risk.
 
     Args: as `explain_history`.
     Returns:
-        A row a region and visit: `label, region, visit, visit_time, log_hazard, risk_<horizon>...`. The rows
+        A row a region and visit: `label, region, visit, visit_time` (years), `log_hazard, risk_<horizon>...`. The rows
         `unattributed` (label -1) hold what the integrals miss, so that a column sums to f(x) - mean f(background).
-        The log-hazard, its mean over the backgrounds, and `unattributed`: the visits' |unattributed| over their |sums|,
-        None if all are 0.
+        Besides the log-hazard, its mean over the backgrounds, and `unattributed`: the visits' |unattributed| as a share
+        of their |sums|, None if all are 0.
     Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
     """
-    own, others = (stage1.outputs(part).astype(float) for part in (volumes, background))  # (V, C), (B, C)
-    inputs = _prepared(predictor.prepare, table, stage1.names, own[None])[0]
-    base = _prepared(predictor.prepare, table, stage1.names, np.repeat(others[:, None], len(own), axis=1))
-    predict = _on_inputs(predictor, table)
-    value, values = float(predict(inputs[None])[0]), predict(base)  # (), (B,)
+    names, prepare = image_stage.names, predictor.prepare
+    outputs, base_outputs = (
+        image_stage.outputs(part).astype(float) for part in (volumes, background)
+    )  # (V, C), (B, C)
+    inputs = _prepared(prepare, table, names, outputs[None])[0]  # (V, P)
+    base = _prepared(prepare, table, names, np.repeat(base_outputs[:, None], len(outputs), axis=1))  # (B, V, P)
+    predict = _log_hazard_of_inputs(predictor, table)
+    value, base_values = float(predict(inputs[None])[0]), predict(base)  # f(x) (), f(x') (B,)
     slopes = _mean_slopes(predict, inputs, base)  # (B, V, P)
-    weights = np.einsum("bwp,vcwp->bvc", slopes, _jacobian(predictor.prepare, table, stage1.names, own))
-    parts = _integrate(volumes, background, weights, stage1, regions, seed)  # (B, V, R)
-    due = np.einsum("bvc,bvc->bv", weights, own - others[:, None])
-    due += ((value - values) - due.sum(axis=1))[:, None] / len(own)  # of stage 2's own integral: about 1e-5
-    parts = np.concatenate([parts, (due - parts.sum(axis=-1))[..., None]], axis=-1)
-    found = {"log_hazard": parts.mean(axis=0)}
-    risk = _risk(predictor, float(table["visit_time"].iloc[-1]), horizons)
-    gap = np.where(np.abs(value - values) < LEAST_GAP, LEAST_GAP, value - values)
-    secants = (risk(values + gap) - risk(values)) / gap[:, None]  # (B, T)
-    for year, secant in zip(horizons, secants.T, strict=True):
-        found[f"risk_{float(year)}"] = np.einsum("b,bvr->vr", secant, parts) / len(parts)
-    missed, effect = np.abs(found["log_hazard"][:, -1]).sum(), np.abs(found["log_hazard"].sum(axis=1)).sum()
-    share = float(missed / effect) if effect > LEAST_GAP else None
-    told = {"log_hazard": value, "background_log_hazard": float(values.mean()), "unattributed": share}
-    return _as_table(found, table, regions), told
+    weights = np.einsum("bwp,vcwp->bvc", slopes, _jacobian(prepare, table, names, outputs))  # chain rule
+    effects = _integrate(volumes, background, weights, image_stage, settings.regions, settings.seed)  # (B, V, R)
+    due = np.einsum("bvc,bvc->bv", weights, outputs - base_outputs[:, None])  # what a visit's effects should sum to
+    due += ((value - base_values) - due.sum(axis=1))[:, None] / len(outputs)  # error of stage 2's integral, about 1e-5
+    effects = np.concatenate([effects, (due - effects.sum(axis=-1))[..., None]], axis=-1)  # (B, V, R + 1)
+    means = {"log_hazard": effects.mean(axis=0)}  # (V, R + 1)
+    risk = _risk(predictor, float(table["visit_time"].iloc[-1]), settings.horizons)
+    gap = np.where(np.abs(value - base_values) < LEAST_GAP, LEAST_GAP, value - base_values)
+    secants = (risk(base_values + gap) - risk(base_values)) / gap[:, None]  # (B, T)
+    for year, secant in zip(settings.horizons, secants.T, strict=True):
+        means[f"risk_{float(year)}"] = np.einsum("b,bvr->vr", secant, effects) / len(effects)
+    metrics = {
+        "log_hazard": value,
+        "background_log_hazard": float(base_values.mean()),
+        "unattributed": _unattributed_share(means["log_hazard"]),
+    }
+    return _as_table(means, table, settings.regions), metrics
 
 
-def _as_table(found: dict[str, np.ndarray], table: pd.DataFrame, regions: Regions) -> pd.DataFrame:
-    """Arrays (V, R + 1) as rows, the visits of a region together."""
+def _unattributed_share(effects: np.ndarray) -> float | None:
+    """Of effects (V, R + 1): |unattributed|, the last column, summed over visits, as a share of the |visits' sums|."""
+    missed, total = np.abs(effects[:, -1]).sum(), np.abs(effects.sum(axis=1)).sum()
+    return float(missed / total) if total > LEAST_GAP else None
+
+
+def _as_table(effects: dict[str, np.ndarray], table: pd.DataFrame, regions: Regions) -> pd.DataFrame:
+    """Arrays (V, R + 1) as columns of a table, the visits of a region one after the other."""
     labels, names = [0, *regions.names, -1], [ELSEWHERE, *regions.names.values(), UNATTRIBUTED]
     num_visits = len(table)
     columns: dict[str, Any] = {
@@ -239,58 +258,59 @@ def _as_table(found: dict[str, np.ndarray], table: pd.DataFrame, regions: Region
         "visit": np.tile(np.arange(num_visits) + 1, len(names)),
         "visit_time": np.tile(table["visit_time"].to_numpy(float), len(names)),
     }
-    return pd.DataFrame(columns | {name: values.T.ravel() for name, values in found.items()})
+    return pd.DataFrame(columns | {name: values.T.ravel() for name, values in effects.items()})
 
 
 def _integrate(
     volumes: np.ndarray,
     background: np.ndarray,
     weights: np.ndarray,
-    stage1: Stage1,
+    image_stage: ImageStage,
     regions: Regions,
     seed: int,
 ) -> np.ndarray:
-    """(B, V, R) of each background: stage 1's weighted gradients on its lines to the scans, by region.
+    """(B, V, R): stage 1's weighted gradients on the lines from each background to the scans, summed by region.
 
-    A line holds an even grid of positions, its offset stratified over the backgrounds, at each visit anew.
+    A line holds an even grid of positions. Its offset is stratified over the backgrounds, for each visit by itself.
     """
     rng = np.random.default_rng(seed)
     strata = np.stack([rng.permutation(len(background)) for _ in volumes], axis=1)  # (B, V)
     offset = (strata + rng.uniform(size=strata.shape)) / len(background)
     rounds = -(-LEAST_GRADIENTS // len(background))
     labels, keys = regions.labels.ravel(), [0, *regions.names]
-    parts = np.empty((*strata.shape, len(keys)))
+    effects = np.empty((*strata.shape, len(keys)))
     for row, other in enumerate(background):
-        difference = volumes - other  # (V, X, Y, Z, 1)
+        difference = volumes - other  # x - x', (V, X, Y, Z, 1)
         gradient = np.zeros_like(difference)
+        row_weights = weights[row].astype(np.float32)  # (V, C)
         for step in range(rounds):
-            position = ((step + offset[row]) / rounds).astype(np.float32)[:, None, None, None, None]
-            gradient += stage1.pull(other + position * difference, weights[row].astype(np.float32)) / rounds
-        found = gradient * difference
-        for visit, values in enumerate(found):
-            parts[row, visit] = np.bincount(labels, values.ravel().astype(float), minlength=max(keys) + 1)[keys]
-    return parts
+            alpha = ((step + offset[row]) / rounds).astype(np.float32)[:, None, None, None, None]
+            gradient += image_stage.gradient_of_weighted_outputs(other + alpha * difference, row_weights) / rounds
+        by_voxel = gradient * difference  # (x - x') E_alpha dg/dx
+        for visit, values in enumerate(by_voxel):
+            effects[row, visit] = np.bincount(labels, values.ravel().astype(float), minlength=max(keys) + 1)[keys]
+    return effects
 
 
-def _on_inputs(predictor: Predictor, table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
+def _log_hazard_of_inputs(predictor: Predictor, table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
     """Stage 2 at the last visit as a function of its inputs, (N, V, P) -> (N,), at the times of this history."""
     times, gaps = table["visit_time"].to_numpy(float), years_since_last(table.assign(subject="0"))
 
     def predict(inputs: np.ndarray) -> np.ndarray:
-        number, num_visits = inputs.shape[:2]
-        who = np.arange(number)
+        number, num_visits = inputs.shape[:2]  # N, V
+        subjects = np.arange(number)
         visits = Visits(
-            subject=who,
-            rank=who,
+            subject=subjects,
+            rank=subjects,
             count=np.full(number, num_visits),
             sizes=np.full(num_visits, number),
             order=np.arange(number * num_visits).reshape(number, num_visits).T.ravel(),
             visit_time=np.tile(times, (number, 1)),
         )
         last, unknown = np.full(number, num_visits - 1), np.full(number, np.nan)
-        cut = Landmarks(who, last, np.full(number, times[-1]), np.zeros(number, int), unknown, unknown > 0)
-        rows = visits.row(who, last)
-        flat = inputs.transpose(1, 0, 2).reshape(number * num_visits, -1)
+        cut = Landmarks(subjects, last, np.full(number, times[-1]), np.zeros(number, int), unknown, unknown > 0)
+        rows = visits.row(subjects, last)
+        flat = inputs.transpose(1, 0, 2).reshape(number * num_visits, -1)  # (V N, P), in the order of Visits
         data = Histories(visits, cut, flat, np.repeat(gaps, number), rows, flat[rows])
         return predictor.slope * predictor.seeds(data)[0].mean(axis=0)
 
@@ -307,22 +327,22 @@ def _prepared(prepare: Preparation, table: pd.DataFrame, names: Sequence[str], o
     return prepare(whole).reshape(number, num_visits, -1)
 
 
-def _jacobian(prepare: Preparation, table: pd.DataFrame, names: Sequence[str], own: np.ndarray) -> np.ndarray:
-    """(V, C, V, P): stage 2's inputs by stage 1's outputs (V, C); the preparation is affine in them."""
-    found = []
-    for visit in range(len(own)):
-        step = np.zeros((own.shape[1], *own.shape))
-        step[np.arange(own.shape[1]), visit, np.arange(own.shape[1])] = OUTPUT_STEP
-        up, down = (_prepared(prepare, table, names, own + sign * step) for sign in (1, -1))
-        found.append((up - down) / (2 * OUTPUT_STEP))
-    return np.stack(found)
+def _jacobian(prepare: Preparation, table: pd.DataFrame, names: Sequence[str], outputs: np.ndarray) -> np.ndarray:
+    """(V, C, V, P): d stage 2's inputs / d stage 1's outputs (V, C); the preparation is affine in them."""
+    num_outputs, by_visit = outputs.shape[1], []
+    for visit in range(len(outputs)):
+        step = np.zeros((num_outputs, *outputs.shape))
+        step[np.arange(num_outputs), visit, np.arange(num_outputs)] = OUTPUT_STEP
+        up, down = (_prepared(prepare, table, names, outputs + sign * step) for sign in (1, -1))
+        by_visit.append((up - down) / (2 * OUTPUT_STEP))
+    return np.stack(by_visit)
 
 
 def _mean_slopes(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, base: np.ndarray) -> np.ndarray:
     """(B, V, P) slopes of stage 2, averaged over the lines from each base (B, V, P) to the inputs (V, P)."""
     step = INPUT_STEP * np.eye(inputs.size).reshape(-1, *inputs.shape)  # (V P, V, P)
     slopes = np.zeros(base.shape)
-    for node, weight in zip(NODES, WEIGHTS, strict=True):
+    for node, weight in zip(NODES, WEIGHTS, strict=True):  # Gauss-Legendre
         points = (base + node * (inputs - base))[:, None]  # (B, 1, V, P)
         up, down = (predict((points + sign * step).reshape(-1, *inputs.shape)) for sign in (1, -1))
         slopes += weight * ((up - down) / (2 * INPUT_STEP)).reshape(base.shape)

@@ -1,4 +1,4 @@
-"""Maps by anatomical region: parcels or an atlas, sums of a map, Shapley values with regions as players."""
+"""Anatomical regions: parcels or an atlas, sums of a map by region, Shapley values with regions as players."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ from cohort.scans import open_scan, read_greys
 from cohort.table_files import read_rows
 from runs.errors import InputError
 
-ELSEWHERE = "elsewhere"  # voxels of no region: label 0
-LEAST_COVERED = 0.25  # of the brain, by an atlas in the scans' space
-LARGEST_LABEL = 2**24  # beyond it two whole numbers may be one in float32
+ELSEWHERE = "elsewhere"  # name of the voxels of no region, label 0
+LEAST_COVERED = 0.25  # share of the brain that an atlas in the scans' space labels at least
+LARGEST_LABEL = 2**24  # beyond it two whole numbers may be the same in float32
 CHUNK = 8  # volumes in memory at a time
-Predict = Callable[[np.ndarray], np.ndarray]  # (B, X, Y, Z, 1) -> (B,)
+MEASURES = ("deletion", "insertion", "deletion_random", "insertion_random")  # keys of metrics.json
+Predict = Callable[[np.ndarray], np.ndarray]  # (B, X, Y, Z, 1) -> (B,) log-hazard
 
 
 @dataclass(frozen=True)
 class Regions:
     """Which region each voxel of the network's grid belongs to."""
 
-    labels: np.ndarray  # (X, Y, Z) int; 0: none
+    labels: np.ndarray  # (X, Y, Z) int; 0: no region
     names: dict[int, str]  # of each label above 0
+
+
+# ---- Where regions come from: the brain itself, or an atlas --------------------------------------------------
 
 
 def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40, seed: int = 0) -> Regions:
@@ -37,26 +41,27 @@ def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40
         num_parcels: an even number; half of them on each side.
         seed: of the k-means.
     Returns:
-        Parcels named by side, place and centre in mm, such as `left anterior inferior lateral (-34, 28, -12)`.
+        Labels (X, Y, Z); the names tell side, place and centre in mm, such as `left anterior inferior lateral (-34, 28,
+        -12)`.
     Raises:
         ValueError: fewer voxels than parcels.
     """
     from sklearn.cluster import KMeans  # slow to import
 
-    points = nib.affines.apply_affine(affine, np.argwhere(brain))  # (P, 3)
+    points = nib.affines.apply_affine(affine, np.argwhere(brain))  # (P, 3) mm
     left = points[:, 0] < 0
-    folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1]
+    folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1]  # (P, 3): the left half mirrored onto the right
     if len(points) < num_parcels:
         raise ValueError(f"brain: expected at least {num_parcels} voxels, received {len(points)}")
-    places = KMeans(num_parcels // 2, n_init=1, random_state=seed).fit_predict(folded)
+    clusters = KMeans(num_parcels // 2, n_init=1, random_state=seed).fit_predict(folded)
     labels = np.zeros(brain.shape, np.int16)
-    labels[brain] = 2 * places + np.where(left, 1, 2)
+    labels[brain] = 2 * clusters + np.where(left, 1, 2)
     centres = {int(label): points[labels[brain] == label].mean(axis=0) for label in np.unique(labels[brain])}
     return Regions(labels, {label: _describe(centre, points) for label, centre in centres.items()})
 
 
 def _describe(centre: np.ndarray, points: np.ndarray) -> str:
-    """A parcel's name by the thirds of the brain that its centre lies in."""
+    """Name a parcel by the thirds of the brain's points (P, 3) mm in which its centre (3,) mm lies."""
     words = ["left" if centre[0] < 0 else "right"]
     for axis, (low, high) in ((1, ("posterior", "anterior")), (2, ("inferior", "superior"))):
         thirds = np.quantile(points[:, axis], [1 / 3, 2 / 3])
@@ -66,15 +71,15 @@ def _describe(centre: np.ndarray, points: np.ndarray) -> str:
 
 
 def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regions:
-    """Read a label image in the scans' space; on another grid it is resampled to the nearest label.
+    """Read a label image in the scans' space; one on another grid is resampled to the nearest label.
 
     Args:
-        path: NIfTI of whole numbers; 0 is no region. A CSV of the same name beside it, `label,region`, names them;
-            a label without a name is called by its number.
+        path: NIfTI of whole numbers; 0 is no region. A CSV of the same name beside it, with the columns `label` and
+            `region`, names the labels; a label without a name is called by its number.
         brain: (X, Y, Z) bool on the network's grid.
-        affine: (4, 4) of that grid.
+        affine: (4, 4) of that grid, voxel -> RAS mm.
     Returns:
-        The regions on the network's grid.
+        The regions on the network's grid, (X, Y, Z).
     Raises:
         InputError: not a label image, one that covers too little of the brain to lie in the same space, or names
             that can't be read.
@@ -101,6 +106,7 @@ def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regio
 
 
 def _read_names(path: Path) -> dict[int, str]:
+    """Names of labels, from the CSV beside an atlas; none without such a file."""
     if not path.exists():
         return {}
     table, problems = read_rows(path, text=("label", "region"))
@@ -114,11 +120,19 @@ def _read_names(path: Path) -> dict[int, str]:
     return dict(zip(labels, table["region"], strict=True))
 
 
-def sum_by_region(values: np.ndarray, regions: Regions) -> pd.DataFrame:
-    """A map's sums: a row a region, the largest first; the column `attribution` sums to the map's sum.
+# ---- What a map or the network gives by region ---------------------------------------------------------------
 
+
+def sum_by_region(values: np.ndarray, regions: Regions) -> pd.DataFrame:
+    """Sum a map by region.
+
+    Args:
+        values: (X, Y, Z) signed map, log-hazard per voxel.
+        regions: on the same grid.
     Returns:
-        `label`, `region`, `num_voxels`, `attribution` (signed, log-hazard), `absolute`, and `share` of all |map|.
+        A row a region and one for `elsewhere`, the largest |attribution| first: `label`, `region`, `num_voxels`,
+        `attribution` (signed, log-hazard; the column sums to the map's sum), `absolute`, and `share` of all |map|, 0
+        to 1.
     """
     flat, mass = regions.labels.ravel(), values.ravel().astype(np.float64)
     keys = [0, *regions.names]
@@ -131,22 +145,23 @@ def sum_by_region(values: np.ndarray, regions: Regions) -> pd.DataFrame:
 
 
 def region_shapley(
-    predict: Predict, volume: np.ndarray, background: np.ndarray, regions: Regions, *, rounds: int = 1, seed: int = 0
+    predict: Predict, volume: np.ndarray, background: np.ndarray, regions: Regions, *, seed: int, rounds: int = 1
 ) -> pd.Series:
-    """Shapley values with regions as players; a region that does not play looks like the background's.
+    """Shapley values with regions as players; a region that does not take part looks as in a background scan.
 
-    Orders are drawn in pairs, each with its reverse, equally often for each background. Whatever is drawn, the values
-    sum to f(volume) - mean f(background).
+    phi_i = mean over orders of players of v(those before i, and i) - v(those before i), where v(S) is the log-hazard
+    with the volume in the regions S and a background scan elsewhere. Orders are drawn in pairs, each with its reverse,
+    equally often for each background. Whatever is drawn, the values sum to f(volume) - mean f(background).
 
     Args:
         predict: (B, X, Y, Z, 1) -> (B,) log-hazard.
         volume: (X, Y, Z, 1) float32.
         background: (B, X, Y, Z, 1) float32.
         regions: the players; the voxels of no region are one more.
-        rounds: pairs of orders for each background.
         seed: of the orders.
+        rounds: pairs of orders for each background.
     Returns:
-        The value of each region, log-hazard; the index is its label, 0 for `elsewhere`.
+        (R,) value of each region, log-hazard; the index is its label, 0 for `elsewhere`.
     Source: Castro et al. (2009); antithetic orders by Mitchell et al. (2022), JMLR 23, 43.
     """
     rng = np.random.default_rng(seed)
@@ -155,97 +170,111 @@ def region_shapley(
     for other in background:
         for _ in range(rounds):
             order = rng.permutation(len(players))
-            for one in (order, order[::-1]):
-                curve = switch_on(predict, volume, other, regions, players[one])
-                total[one] += np.diff(curve)
+            for ordered in (order, order[::-1]):
+                curve = replace_regions(predict, other, volume, regions, players[ordered])
+                total[ordered] += np.diff(curve)
     return pd.Series(total / (2 * rounds * len(background)), index=players, name="shapley")
 
 
-def switch_on(
-    predict: Predict, volume: np.ndarray, other: np.ndarray, regions: Regions, order: np.ndarray
+def replace_regions(
+    predict: Predict, before: np.ndarray, after: np.ndarray, regions: Regions, order: np.ndarray
 ) -> np.ndarray:
-    """(R + 1,) log-hazard as the labels of `order` turn, one by one, from `other` (X, Y, Z, 1) into `volume`."""
+    """Predict while the regions of one volume are replaced, one by one, by those of another.
+
+    Args:
+        predict: (B, X, Y, Z, 1) -> (B,) log-hazard.
+        before: (X, Y, Z, 1) float32, the volume at the start.
+        after: (X, Y, Z, 1) float32, the volume at the end.
+        regions: on the same grid.
+        order: (R,) labels, in the order in which they are replaced.
+    Returns:
+        (R + 1,) log-hazard after 0 ... R replacements.
+    """
     rank = np.full(int(max(regions.labels.max(), order.max())) + 1, len(order))
     rank[order] = np.arange(len(order))
-    turn = rank[regions.labels][..., None]  # (X, Y, Z, 1): when each voxel turns
+    turn = rank[regions.labels][..., None]  # (X, Y, Z, 1): how many regions are replaced before this voxel's
     steps = np.arange(len(order) + 1)
     chunks = [steps[at : at + CHUNK] for at in range(0, len(steps), CHUNK)]
     return np.concatenate(
-        [predict(np.stack([np.where(turn < step, volume, other) for step in part])) for part in chunks]
+        [predict(np.stack([np.where(turn < step, after, before) for step in chunk])) for chunk in chunks]
     )
 
 
 def deletion_insertion(
     predict: Predict,
     volume: np.ndarray,
-    other: np.ndarray,
+    absent: np.ndarray,
     regions: Regions,
     attribution: pd.Series,
     *,
+    seed: int,
     num_random: int = 3,
-    seed: int = 0,
 ) -> dict[str, float | None]:
-    """Does taking out what the map calls important change the log-hazard soonest? By region: voxels alone mislead.
+    """Does the log-hazard change soonest if the regions that a map calls important are taken out or put in first?
+
+    By region, because single voxels that are taken out mislead.
 
     Args:
         predict: (B, X, Y, Z, 1) -> (B,) log-hazard.
         volume: (X, Y, Z, 1) float32.
-        other: (X, Y, Z, 1) float32, what a region taken out looks like: the background's mean.
-        regions: what is taken out.
-        attribution: of each label, the index; signed.
-        num_random: orders drawn at random to compare with.
-        seed: of those orders.
+        absent: (X, Y, Z, 1) float32, what a region that is taken out looks like: the background's mean.
+        regions: what is taken out or put in.
+        attribution: (R,) signed sum of the map over each region; the index is the label.
+        seed: of the orders to compare with.
+        num_random: so many orders to compare with, drawn at random.
     Returns:
-        Mean share of the gap f(volume) - f(other) that is left while the regions go out, and that is there while they
-        come in, most important first: `deletion` should be below `deletion_random`, `insertion` above
+        Mean share of the gap f(volume) - f(absent) that is left while the regions are taken out, and that is reached
+        while they are put in, most important first: `deletion` should be below `deletion_random`, `insertion` above
         `insertion_random`. None if there is no gap.
     Source: Petsiuk et al. (2018), arXiv 1806.07421, with regions.
     """
-    gap = float(np.subtract(*predict(np.stack([volume, other]))))
-    names = ("deletion", "insertion", "deletion_random", "insertion_random")
+    gap = float(np.subtract(*predict(np.stack([volume, absent]))))
     if gap == 0:
-        return dict.fromkeys(names)
-    base = float(predict(other[None])[0])
+        return dict.fromkeys(MEASURES)
+    base = float(predict(absent[None])[0])
     rng = np.random.default_rng(seed)
-    best = attribution.index.to_numpy()[np.argsort(-np.sign(gap) * attribution.to_numpy(), kind="stable")]
+    by_importance = attribution.index.to_numpy()[np.argsort(-np.sign(gap) * attribution.to_numpy(), kind="stable")]
 
     def areas(order: np.ndarray) -> tuple[float, float]:
-        out = switch_on(predict, other, volume, regions, order)
-        into = switch_on(predict, volume, other, regions, order)
-        return float((out.mean() - base) / gap), float((into.mean() - base) / gap)
+        deletion = replace_regions(predict, volume, absent, regions, order)
+        insertion = replace_regions(predict, absent, volume, regions, order)
+        return float((deletion.mean() - base) / gap), float((insertion.mean() - base) / gap)
 
-    chance = np.mean([areas(rng.permutation(best)) for _ in range(num_random)], axis=0).tolist()
-    return dict(zip(names, [*areas(best), *chance], strict=True))
+    at_random = np.mean([areas(rng.permutation(by_importance)) for _ in range(num_random)], axis=0).tolist()
+    return dict(zip(MEASURES, [*areas(by_importance), *at_random], strict=True))
+
+
+# ---- Many subjects -------------------------------------------------------------------------------------------
 
 
 def cohort_table(
-    tables: Mapping[str, pd.DataFrame], event: Mapping[str, bool], *, num_resamples: int = 1000, seed: int = 0
+    tables: Mapping[str, pd.DataFrame], event: Mapping[str, bool], *, seed: int, num_resamples: int = 1000
 ) -> pd.DataFrame:
-    """Mean attribution of each region over subjects, by outcome, with a 95 % bootstrap interval over the subjects.
+    """Mean attribution of each region over subjects, by outcome, with a 95 % bootstrap interval over the N subjects.
 
     Args:
         tables: of `sum_by_region`, by subject.
         event: whether each subject converted.
-        num_resamples: of the bootstrap.
         seed: of the bootstrap.
+        num_resamples: of the bootstrap.
     Returns:
         A row a region and group (`all`, `converted`, `stable`): `region, group, num_subjects`, then `attribution` and
-        `absolute`, each with `_low` and `_high`; NaN intervals for a group of one.
+        `absolute`, both log-hazard, each with `_low` and `_high`; NaN intervals for a group of one subject.
     """
     rng = np.random.default_rng(seed)
     subjects = list(tables)
     converted = np.array([bool(event[subject]) for subject in subjects])
     names = next(iter(tables.values()))["region"].sort_values().to_list()
-    columns = ("attribution", "absolute")
-    stacked = {c: np.stack([tables[s].set_index("region")[c].loc[names] for s in subjects]) for c in columns}  # (N, R)
+    by_region = [tables[subject].set_index("region").loc[names] for subject in subjects]
+    columns = {name: np.stack([table[name] for table in by_region]) for name in ("attribution", "absolute")}  # (N, R)
     parts = []
     for group, chosen in (("all", converted | True), ("converted", converted), ("stable", ~converted)):
         if not chosen.any():
             continue
         part = pd.DataFrame({"region": names, "group": group, "num_subjects": int(chosen.sum())})
-        draws = rng.multinomial(chosen.sum(), np.full(chosen.sum(), 1 / chosen.sum()), size=num_resamples)  # (K, N)
-        for column in columns:
-            values = stacked[column][chosen]
+        draws = rng.multinomial(chosen.sum(), np.full(chosen.sum(), 1 / chosen.sum()), size=num_resamples)  # (K, n)
+        for column, all_values in columns.items():
+            values = all_values[chosen]  # (n, R)
             part[column] = values.mean(axis=0)
             low, high = np.quantile(draws @ values / len(values), [0.025, 0.975], axis=0)
             part[f"{column}_low"], part[f"{column}_high"] = (low, high) if len(values) > 1 else (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""Reading and preparing scans against MONAI and the published original: a JSON object a line, CPU time, one thread.
+"""Reading and preprocessing scans, against MONAI and the published original: JSON lines, CPU time, one thread.
 
     python benchmarks/data.py
 
@@ -23,13 +23,13 @@ from scipy import ndimage
 
 import data
 
-SHAPE = (128, 128, 128)
-FEW, MANY = 200, 2000  # small scans, whose number memory must not grow with
-TINY = (16, 16, 16)
+SHAPE = (128, 128, 128)  # voxels of the network's volume in the paper
+FEW, MANY = 200, 2000  # numbers of small scans; memory must not grow from one to the other
+TINY = (16, 16, 16)  # voxels of a small scan
 
 
 def write_scan(path: Path) -> None:
-    """The template with noise, as whole numbers; 0 outside the brain."""
+    """Write the template with noise, (197, 233, 189) int16; 0 outside the brain."""
     template = load_mni152_template(resolution=1)
     values = np.asarray(template.dataobj, float)
     greys = 800 * values / values.max() + np.random.default_rng(0).normal(0, 30, values.shape)
@@ -37,7 +37,7 @@ def write_scan(path: Path) -> None:
 
 
 def bench_preprocessing(path: Path) -> None:
-    """From a file to 128 x 128 x 128 z-scores."""
+    """Time the way from a file to (128, 128, 128) z-scores, CPU s, and compare the result with scipy's."""
     from monai.transforms import Compose, LoadImage, NormalizeIntensity, Resize
 
     peer = Compose(
@@ -48,40 +48,47 @@ def bench_preprocessing(path: Path) -> None:
         ]
     )
 
-    def ours():
+    def ours() -> np.ndarray:
         return data.preprocess(data.read_image(path), SHAPE)
 
-    def original():
+    def original() -> np.ndarray:
         values = np.asarray(nib.load(path).dataobj, np.float64)  # type: ignore[attr-defined]
         values = ndimage.zoom(values, np.divide(SHAPE, values.shape), order=1)
         return (values - values.mean()) / values.std()
 
-    apart = np.abs(ours() - scipy_twin(path)).max()
-    report("preprocessing: largest difference from scipy's, z-scores", apart, "<= 1e-3")
-    mine, monai, scipy = alternate([ours, lambda: peer(str(path)), original], repeats=5)
+    difference = np.abs(ours() - preprocess_by_scipy(path)).max()
+    report("preprocessing: largest difference from scipy's, z-scores", difference, "<= 1e-3")
+    seconds, monai_seconds, scipy_seconds = alternate([ours, lambda: peer(str(path)), original], repeats=5)
     name, unit = "one 1 mm gzipped scan to 128x128x128", "CPU s"
     peer_name = "MONAI LoadImage + Resize + NormalizeIntensity(nonzero)"
-    report(name, mine, "<= 0.6", peer=monai, peer_name=peer_name, unit=unit)
-    report(name, mine, "<= 0.2", peer=scipy, peer_name="nibabel + scipy zoom + z-score, the original's", unit=unit)
+    report(name, seconds, "<= 0.6", peer=monai_seconds, peer_name=peer_name, unit=unit)
+    peer_name = "nibabel + scipy zoom + z-score, the original's"
+    report(name, seconds, "<= 0.2", peer=scipy_seconds, peer_name=peer_name, unit=unit)
 
 
-def scipy_twin(path: Path) -> np.ndarray:
-    """The same by scipy in float64."""
+def preprocess_by_scipy(path: Path) -> np.ndarray:
+    """What `data.preprocess` computes, (128, 128, 128) z-scores, by scipy in float64."""
     values = np.asarray(nib.load(path).dataobj, np.float64)  # type: ignore[attr-defined]
     values = ndimage.zoom(values, np.divide(SHAPE, values.shape), order=1, grid_mode=True, mode="nearest")
-    inside = values[values != 0]
-    return np.where(values != 0, (values - inside.mean()) / inside.std(), 0)
+    brain = values[values != 0]
+    return np.where(values != 0, (values - brain.mean()) / brain.std(), 0)
 
 
 def bench_memory() -> None:
-    """Resident memory at the end, by the number of scans that were preprocessed and read."""
+    """Report how the peak of resident memory grows with the number of scans that are preprocessed and read, MB."""
     few, many = (in_own_process("data.py", "memory", str(count))[0] for count in (FEW, MANY))
     growth = (many - few) / (MANY - FEW) * 1000
     report(f"resident memory's growth from {FEW} to {MANY} scans", growth, "<= 10", unit="MB per 1,000 scans")
 
 
 def read_many(count: int) -> float:
-    """Peak resident memory, MB, of a process that preprocesses and reads so many small scans."""
+    """Preprocess and read small scans in this process.
+
+    Args:
+        count: number of scans.
+    Returns:
+        The process's peak resident memory, MB.
+    """
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -90,15 +97,15 @@ def read_many(count: int) -> float:
             nib.save(nib.Nifti1Image(values, np.eye(4)), folder / f"{number}.nii.gz")
         table = pd.DataFrame({"scan": [str(number) for number in range(count)]})
         table["nifti_path"] = [str(folder / f"{number}.nii.gz") for number in range(count)]
-        cache = data.build_cache(table, shape=TINY, folder=folder / "cache", jobs=1)
+        table, _ = data.build_cache(table, data.Preprocessing(TINY), folder=folder / "cache", jobs=1)
         batches = np.array_split(np.arange(count), count // 8)
-        for _ in data.make_dataset(cache.entries, TINY, batches):
+        for _ in data.make_dataset(table["cache_entry"].to_list(), TINY, batches):
             pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    """Print every figure, a JSON line each."""
+    """Print every figure: CPU seconds, z-scores and MB, a JSON line each."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.nii.gz"

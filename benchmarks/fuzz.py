@@ -1,9 +1,9 @@
-"""Every reader of input against mutated real files: a JSON line each, with the cases by their outcome.
+"""Every reader of input against real files that were mutated: a JSON line a reader, its cases counted by outcome.
 
     python benchmarks/fuzz.py --cases 10000 --seed 0
 
-An accepted file must hold what was not mutated, or at least nothing that is not finite; a refused one must raise
-InputError. Anything else is a bug: its traceback is printed and its file kept in the folder that is named.
+A reader may refuse a mutated file, with InputError. It may accept it, if what it returns is sound: finite numbers, or
+what the file held before. Anything else is a bug: its traceback is printed and its file kept in the folder `--keep`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from runs.errors import InputError
 from runs.files import read_json, write_json
 from runs.manifest import RECORD, list_files, read_record
 from runs.record import Record
-from runs.stages import ARTEFACTS
+from runs.stages import STAGES
 from runs.threads import fix_threads
 
 SHAPE = (16, 16, 16)
@@ -48,26 +48,26 @@ VALUES = [None, True, 0, -1, 5, 1.5, 2**70, "", "x", "../x", "<script>", [], [1,
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """Flip bits, cut, repeat, overwrite or insert."""
-    found = bytearray(content)
+    """Flip bits, cut, repeat, overwrite or insert bytes, at one to three places."""
+    changed = bytearray(content)
     for _ in range(int(rng.integers(1, 4))):
-        at = int(rng.integers(0, max(1, min(len(found), 600 if rng.random() < 0.5 else len(found)))))
+        at = int(rng.integers(0, max(1, min(len(changed), 600 if rng.random() < 0.5 else len(changed)))))
         match int(rng.integers(0, 6)):
-            case 0 | 1 if found:
-                found[at] ^= 1 << int(rng.integers(0, 8))
+            case 0 | 1 if changed:
+                changed[at] ^= 1 << int(rng.integers(0, 8))
             case 2:
-                del found[at:]
+                del changed[at:]
             case 3:
-                found[at : at + 8] = rng.bytes(8)
+                changed[at : at + 8] = rng.bytes(8)
             case 4:
-                found[at:at] = found[at : at + int(rng.integers(1, 200))]
+                changed[at:at] = changed[at : at + int(rng.integers(1, 200))]
             case _:
-                found[at:at] = str(rng.choice(TOKENS)).encode()
-    return bytes(found)
+                changed[at:at] = str(rng.choice(TOKENS)).encode()
+    return bytes(changed)
 
 
 def mutate_cells(content: bytes, rng: np.random.Generator) -> bytes:
-    """Put a token into a cell, or change the dialect."""
+    """Put tokens into one to three cells of a CSV and write it in another dialect; or mutate its bytes."""
     if rng.random() < 0.4:
         return mutate(content, rng)
     rows = [line.split(",") for line in content.decode().splitlines()]
@@ -80,36 +80,52 @@ def mutate_cells(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def mutate_values(content: bytes, rng: np.random.Generator) -> bytes:
-    """Put another value into some place of a JSON file."""
+    """Put another value into one place of a JSON file; or mutate its bytes."""
     if rng.random() < 0.4:
         return mutate(content, rng)
-    found = json.loads(content)
-    place, depth = found, int(rng.integers(0, 5))
+    changed = json.loads(content)
+    parent, depth = changed, int(rng.integers(0, 5))
     while True:
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
         key = keys[int(rng.integers(0, len(keys)))]
-        if depth == 0 or not isinstance(place[key], dict | list) or not place[key]:
+        if depth == 0 or not isinstance(parent[key], dict | list) or not parent[key]:
             break
-        place, depth = place[key], depth - 1
-    place[key] = VALUES[int(rng.integers(0, len(VALUES)))]
-    return json.dumps(found).encode()
+        parent, depth = parent[key], depth - 1
+    parent[key] = VALUES[int(rng.integers(0, len(VALUES)))]
+    return json.dumps(changed).encode()
 
 
 class Reader:
-    """One reader: a file, how it is mutated and read, and what must hold of what it accepts."""
+    """One reader of input.
+
+    Args:
+        name: of the reader, in the report.
+        path: of a sound file; each mutation of it is written in its place.
+        read: the reader, given the path.
+        check: raises if what was read from a mutated file is not sound, given that and what the sound file holds.
+        change: mutates the file's bytes.
+    """
 
     def __init__(self, name: str, path: Path, read: Callable, check: Callable, change: Callable = mutate):
         self.name, self.path, self.read, self.check, self.change = name, path, read, check, change
         self.content = path.read_bytes()
-        self.good = read(path)
+        self.sound = read(path)
 
     def run(self, cases: int, rng: np.random.Generator, kept: Path) -> Counter:
-        """Outcomes of so many mutations."""
+        """Read mutations of the file.
+
+        Args:
+            cases: number of mutations.
+            rng: draws them.
+            kept: folder for the files that show a bug.
+        Returns:
+            Number of cases by outcome.
+        """
         counts: Counter = Counter()
         for case in range(cases):
             changed = self.change(self.content, rng)
             self.path.write_bytes(changed)
-            outcome = attempt(lambda: self.check(self.read(self.path), self.good))
+            outcome = attempt(lambda: self.check(self.read(self.path), self.sound))
             counts[outcome] += 1
             if outcome == "bug":
                 kept.mkdir(parents=True, exist_ok=True)
@@ -119,7 +135,7 @@ class Reader:
 
 
 def attempt(do: Callable[[], object]) -> str:
-    """`accepted`, `refused`, or `bug`, whose traceback is printed."""
+    """The outcome of a call: `accepted`, `refused`, or `bug`, whose traceback is printed."""
     try:
         with contextlib.redirect_stderr(None), np.errstate(all="ignore"):
             do()
@@ -127,48 +143,48 @@ def attempt(do: Callable[[], object]) -> str:
         return "refused"
     except SystemExit as error:
         return "refused" if error.code == 2 else "accepted"
-    except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
+    except Exception:  # noqa: BLE001 - any other error is a bug of the reader
         traceback.print_exc(file=sys.stdout)
         return "bug"
     return "accepted"
 
 
-def check_table(found: pd.DataFrame, _: pd.DataFrame) -> None:
-    """Times are finite and in order, numbers finite, ids there."""
-    assert np.isfinite(found["visit_time"]).all() and (found["visit_time"] >= 0).all()
-    assert (found["subject"].str.strip() != "").all()
-    if "time" in found:
-        assert (found["visit_time"] < found["time"]).all() and (found["time"] <= 100).all()
-    numbers = found[tables.feature_columns(found)].to_numpy(float)
-    assert not np.isinf(numbers).any()
+def check_table(table: pd.DataFrame, _: pd.DataFrame | None) -> None:
+    """Assert that every row has an id, that its times (years) are in order, and that its features are not infinite."""
+    assert np.isfinite(table["visit_time"]).all() and (table["visit_time"] >= 0).all()
+    assert (table["subject"].str.strip() != "").all()
+    if "time" in table:
+        assert (table["visit_time"] < table["time"]).all() and (table["time"] <= 100).all()
+    features = table[tables.feature_columns(table)].to_numpy(float)
+    assert not np.isinf(features).any()
 
 
-def check_volume(found: np.ndarray, _: np.ndarray) -> None:
-    """Finite, z-scored, and 0 outside."""
-    assert np.isfinite(found).all() and found.shape == SHAPE
-    inside = found[found != 0].astype(float)
-    assert abs(inside.mean()) < 0.01 and abs(inside.std() - 1) < 0.01
+def check_volume(volume: np.ndarray, _: np.ndarray) -> None:
+    """Assert that a volume, (16, 16, 16), is finite and z-scored over its voxels that are not 0."""
+    assert np.isfinite(volume).all() and volume.shape == SHAPE
+    brain = volume[volume != 0].astype(float)
+    assert abs(brain.mean()) < 0.01 and abs(brain.std() - 1) < 0.01
 
 
-def check_json(found: dict, _: dict) -> None:
-    """An object without a number that is not finite."""
-    assert isinstance(found, dict)
-    json.dumps(found, allow_nan=False)
+def check_json(value: dict, _: dict) -> None:
+    """Assert that a value is an object, and every number in it finite."""
+    assert isinstance(value, dict)
+    json.dumps(value, allow_nan=False)
 
 
-def check_model(found: np.ndarray | list[np.ndarray], good: np.ndarray | list[np.ndarray]) -> None:
-    """The predictions, or the variables, of the model that was saved."""
-    for one, other in zip(found, good, strict=True):
-        np.testing.assert_array_equal(one, other)
+def check_same(arrays: np.ndarray | list[np.ndarray], sound: np.ndarray | list[np.ndarray]) -> None:
+    """Assert that predictions, (N,) log-hazards, or a model's weights are those of the sound file."""
+    for array, expected in zip(arrays, sound, strict=True):
+        np.testing.assert_array_equal(array, expected)
 
 
-def check_finite(found: list[np.ndarray], _: list[np.ndarray]) -> None:
-    """Weights that are numbers."""
-    assert all(np.isfinite(weights).all() for weights in found)
+def check_finite(weights: list[np.ndarray], _: list[np.ndarray]) -> None:
+    """Assert that all weights of a model are finite."""
+    assert all(np.isfinite(array).all() for array in weights)
 
 
 def table_readers(folder: Path) -> list[Reader]:
-    """Cohort, features as CSV and Parquet, scans to predict."""
+    """A cohort, features as CSV and as Parquet, and scans to predict: 24 rows, in `folder`."""
     rng = np.random.default_rng(0)
     rows = [(f"{n:03}", f"i{n}v{v}", v / 2, 5.25, n % 2, 60 + n / 3) for n in range(8) for v in range(3)]
     table = pd.DataFrame(rows, columns=[*tables.ON_DISK.values(), "age"])
@@ -179,20 +195,17 @@ def table_readers(folder: Path) -> list[Reader]:
     table.to_csv(folder / "table.csv", index=False)
     table.to_parquet(folder / "table.parquet", index=False, write_page_checksum=True)
     csv, parquet = folder / "table.csv", folder / "table.parquet"
+    read_cohort, read_scans = (partial(read, mri_folder=folder) for read in (tables.read_cohort, tables.read_scans))
     return [
-        Reader(
-            "cohort table", csv, lambda path: tables.read_cohort(path, mri_folder=folder), check_table, mutate_cells
-        ),
+        Reader("cohort table", csv, read_cohort, check_table, mutate_cells),
         Reader("feature table", csv, tables.read_features, check_table, mutate_cells),
         Reader("feature table, Parquet", parquet, tables.read_features, check_table),
-        Reader(
-            "table to predict", csv, lambda path: tables.read_scans(path, mri_folder=folder), check_table, mutate_cells
-        ),
+        Reader("table to predict", csv, read_scans, check_table, mutate_cells),
     ]
 
 
 def volume_readers(folder: Path) -> list[Reader]:
-    """A scan packed and not."""
+    """A scan of 18 x 20 x 17 voxels, as it is and packed by gzip."""
     rng = np.random.default_rng(0)
     greys = rng.integers(0, 300, (18, 20, 17)).astype(np.int16)
     greys[:3] = 0
@@ -213,49 +226,49 @@ def volume_readers(folder: Path) -> list[Reader]:
 
 
 def json_reader(folder: Path) -> Reader:
-    """A run's record or figures."""
+    """A run's figures, `metrics.json`."""
     path = folder / "metrics.json"
     write_json(path, {"cnn": {"test": {"c_index": {"value": 0.7, "low": 0.6, "high": 0.8}, "auc": None}}, "n": [1, 2]})
     return Reader("JSON", path, read_json, check_json, mutate_values)
 
 
 def record_reader(folder: Path) -> Reader:
-    """What a run says of itself: settings, threads, stages with their files."""
+    """A run's record: its settings, threads, and stages with their files."""
     path = folder / "run" / RECORD
-    stages = {
-        name: {"done": True, "needs": {"SEED": 0}, "files": list_files(folder, ["scan.nii"])} for name in ARTEFACTS
-    }
+    files = list_files(folder, ["scan.nii"])
+    stages = {name: {"done": True, "needs": {"SEED": 0}, "files": files} for name in STAGES}
     machine = {"cores": 2, "threads": 2}
     write_json(path, {"settings": {"SEED": 0}, "machine": machine, "stages": stages, "seed": 0})
 
     def read(path: Path) -> dict:
-        found = read_record(path.parent)
-        record = Record(read_config([f"--OUTPUT_DIR={path.parent}"]), "input")
-        changes = {stage: record.changes(stage) for stage in ("cnn", "explain")}
-        return {**found, "changes": changes, "threads": fix_threads(path.parent)}
+        run = path.parent
+        content = read_record(run)
+        record = Record(run, read_config([f"--OUTPUT_DIR={run}"]).model_dump(mode="json"), inputs="input")
+        changes = {"cnn": record.changes("cnn"), "explain": record.changes("explain")}
+        return {**content, "changes": changes, "threads": fix_threads(run)}
 
     return Reader("a run's record", path, read, check_json, mutate_values)
 
 
 def model_readers(folder: Path) -> list[Reader]:
-    """Stage 2 as it is saved: its weights, and all else."""
+    """Stage 2 as it is saved, its weights and its JSON file; what it predicts is log-hazards, (N,)."""
     import tlstm
 
     table = tables.read_features(folder / "table.csv")
     columns = tables.feature_columns(table)
-    held = np.arange(8) % 4 < 2
-    options = tlstm.Settings(num_seeds=1, epochs=2, hidden=4, components=(0,))
-    predictor, _ = tlstm.fit(table, held[None], columns, grid=(), settings=options)
+    validation = np.arange(8) % 4 < 2  # by subject
+    settings = tlstm.Settings(num_seeds=1, epochs=2, hidden=4, components=(0,))
+    predictor, _ = tlstm.fit(table, validation[None], columns, grid=(), settings=settings)
     tlstm.save(predictor, folder / "tlstm")
 
     def read(_: Path) -> np.ndarray:
         return tlstm.load(folder / "tlstm").predict(table, years=[1.0, 2.0])["log_hazard"].to_numpy()
 
-    return [Reader(f"saved {name}", folder / "tlstm" / name, read, check_model) for name in ("model.json", "model.pt")]
+    return [Reader(f"saved {name}", folder / "tlstm" / name, read, check_same) for name in ("model.json", "model.pt")]
 
 
 def weights_reader(folder: Path) -> Reader:
-    """Stage 1 as it is saved; what a bit more or less makes of a weight, only the run's manifest can tell."""
+    """Stage 1's weights as they are saved, for (16, 16, 16) voxels; the run's manifest alone notices a flipped bit."""
     from model import build_model
     from training.weights import load_weights, save_weights
 
@@ -270,7 +283,8 @@ def weights_reader(folder: Path) -> Reader:
 
 
 def state_reader(folder: Path) -> Reader:
-    """What a stopped training of stage 1 goes on from."""
+    """The state from which a stopped training of stage 1 goes on, with 8 volumes of (16, 16, 16) voxels."""
+    from loss import Outcome
     from model import build_model
     from training.devices import Workers
     from training.loop import Training
@@ -279,20 +293,28 @@ def state_reader(folder: Path) -> Reader:
 
     rng, num = np.random.default_rng(0), 8
     index, zeros = np.arange(num, dtype=np.int32), np.zeros(num, np.float32)
-    alone = Scans([], index, index, zeros, rng.random(num).astype(np.float32), index % 2 == 0, index >= 0)
+    outcome = Outcome(index, zeros, rng.random(num).astype(np.float32), index % 2 == 0)
+    alone = Scans([], index, outcome, index >= 0)
     model, parts = build_model(SHAPE, width=2), {"train": alone, "val": alone}
-    training = Training(model, parts, Options(), folder / "cnn", Workers(), save_seconds=60.0)
+    training = Training(model, parts, Options.of(Config()), folder / "cnn", Workers(), save_seconds=60.0)
     training.save()
 
     def read(path: Path) -> list[np.ndarray]:
-        training.load(path.read_bytes())
+        training.checkpoint.load(path.read_bytes())
         return [variable.numpy() for variable in training.steps.variables()]
 
-    return Reader("saved state.npz", folder / "cnn" / "backup" / "state.npz", read, check_model)
+    return Reader("saved state.npz", folder / "cnn" / "backup" / "state.npz", read, check_same)
 
 
 def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
-    """Command lines: a setting there is, or nearly, with a value of any kind."""
+    """Read command lines: names of settings, some of them wrong, with values of any kind.
+
+    Args:
+        cases: number of command lines.
+        rng: draws them.
+    Returns:
+        Number of cases by outcome.
+    """
     names, counts = [*Config.model_fields, "EPOCH", "", "seed"], Counter[str]()
     values = (*TOKENS, "0", "1", "0.5", "1e-3", "[1,2]", "{}", "48,56,48", "cox", "none", "on", "[" * 500)
     for _ in range(cases):
@@ -303,7 +325,15 @@ def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
 
 
 def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
-    """All readers, the cases shared among them; returns the counts by reader and outcome."""
+    """Run every reader; the cases are shared among them.
+
+    Args:
+        cases: number of mutated files and command lines in all.
+        seed: of the mutations.
+        kept: folder for the files that show a bug.
+    Returns:
+        Number of cases by reader and outcome.
+    """
     logging.disable(logging.WARNING)
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -311,23 +341,23 @@ def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
         readers = [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
         readers += [record_reader(folder), weights_reader(folder), state_reader(folder)]
         share = -(-cases // (len(readers) + 1))
-        found = {reader.name: reader.run(share, rng, kept) for reader in readers}
+        outcomes = {reader.name: reader.run(share, rng, kept) for reader in readers}
     logging.disable(logging.NOTSET)
-    return found | {"settings": fuzz_settings(share, rng)}
+    return outcomes | {"settings": fuzz_settings(share, rng)}
 
 
 def main() -> int:
-    """Print a line for each reader; 1 if there is a bug."""
+    """Print a line for each reader; returns the exit code, 1 if there is a bug."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz-bugs"))
     options = parser.parse_args()
-    found = run(options.cases, options.seed, options.keep)
-    for name, counts in found.items():
+    results = run(options.cases, options.seed, options.keep)
+    for name, counts in results.items():
         outcomes = {outcome: counts[outcome] for outcome in ("accepted", "refused", "bug")}
         print(json.dumps({"name": name, "seed": options.seed, "cases": counts.total()} | outcomes), flush=True)
-    return int(any(counts["bug"] for counts in found.values()))
+    return int(any(counts["bug"] for counts in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""TODO: cohort.grid."""
+"""The grid of a volume: where its voxels lie in space. Grids are read, compared and named here; volumes are resized."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import SpatialImage
 
-from cohort.scans import MAX_VOXELS, open_scan
+from cohort.scans import MAX_VOXELS, Scan, open_scan
+from runs.errors import InputError
 
-GRID_TOLERANCE = 1e-2  # mm: affines that differ by less are one space
+GRID_TOLERANCE = 1e-2  # mm; two affines that place no corner further apart are one space
 
 
 @dataclass(frozen=True)
 class Grid:
     """Where voxels lie: the shape of an array and its affine to RAS millimetres."""
 
-    shape: tuple[int, int, int]
-    affine: np.ndarray  # (4, 4)
+    shape: tuple[int, int, int]  # (X, Y, Z) voxels
+    affine: np.ndarray  # (4, 4) voxel -> RAS mm
 
     @property
     def voxel_mm(self) -> tuple[float, float, float]:
@@ -25,34 +26,86 @@ class Grid:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    def describe(self) -> str:
+        """The shape, the voxels' size and the centre of the first voxel, in words: `4 x 4 x 4 voxels of ... mm`.
+
+        The text is part of a cache entry's name, so a change makes every resampled volume anew.
+        """
+        sizes = " x ".join(f"{size:.3g}" for size in self.voxel_mm)
+        origin = ", ".join(f"{mm:.2f}" for mm in self.affine[:3, 3])
+        return f"{' x '.join(map(str, self.shape))} voxels of {sizes} mm from ({origin})"
+
     def matches(self, other: "Grid") -> bool:
-        """Whether two grids are one, to GRID_TOLERANCE at every corner."""
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)[[1, 0, 2, 3]]
+        """Whether two grids have one shape and place every corner within GRID_TOLERANCE (mm)."""
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)  # voxels, and 1
         apart = np.abs((self.affine - other.affine) @ corners).max()
         return self.shape == other.shape and bool(apart < GRID_TOLERANCE)
 
     def resized(self, shape: tuple[int, int, int]) -> "Grid":
-        """The grid of the same box cut into `shape` voxels."""
+        """The grid of the same box, cut into `shape` (X, Y, Z) voxels."""
         step = np.divide(self.shape, shape)
         to_old = np.diag([*step, 1.0])
         to_old[:3, 3] = step / 2 - 0.5  # voxel 0 starts at the box's edge, half a voxel before its centre
         return Grid(shape, self.affine @ to_old)
 
 
-def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
-    """The grid of a NIfTI file after its axes are put in RAS order, from its header alone.
+def grid_of(image: Scan | SpatialImage) -> Grid:
+    """The grid of an image once its axes are put in RAS order.
 
+    Only the header is used: nibabel's `as_closest_canonical` would read the voxels too.
+
+    Args:
+        image: a scan or a nibabel image, (X, Y, Z), in any orientation.
+    Returns:
+        Its shape in voxels and its affine in mm, in RAS order.
+    """
+    orientation = nib.orientations.io_orientation(image.affine)
+    x, y, z = np.asarray(image.shape)[np.argsort(orientation[:, 0])]
+    affine = image.affine @ nib.orientations.inv_ornt_aff(orientation, image.shape)
+    return Grid((int(x), int(y), int(z)), np.asarray(affine, float))
+
+
+def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
+    """Read the grid of a NIfTI file in RAS order, from its header alone.
+
+    Args:
+        path: of the file.
+        max_voxels: the largest volume that is not refused.
+    Returns:
+        Its shape in voxels and its affine in mm, in RAS order.
     Raises:
-        InputError: as `nifti.open_scan`.
+        InputError: as `scans.open_scan`.
     """
     return grid_of(open_scan(path, max_voxels))
 
 
-def resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Linear resampling of (X, Y, Z) numbers to `shape` over the same box, in float32; edges are held.
+def check_grid(grid: Grid, reference: Grid) -> None:
+    """Refuse a scan that lies on another grid than the other scans.
 
-    Two slices make a new one along Y, two rows a new one along Z, and a matrix product does X: a NIfTI file has X
-    fastest, the network Z, so the product turns the array over as it goes.
+    Args:
+        grid: of the scan.
+        reference: the grid that it should have, to GRID_TOLERANCE (mm).
+    Raises:
+        InputError: they differ; describes both and says how to mend it.
+    """
+    if not reference.matches(grid):
+        raise InputError(
+            f"expected the grid of the other scans, {reference.describe()}, received {grid.describe()}; "
+            "register the scans, or set RESAMPLE=on"
+        )
+
+
+def resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Resample a volume linearly to another shape over the same box; beyond its outer voxels their values go on.
+
+    New slices along Y and new rows along Z are each a weighted sum of two old ones; along X, a matrix product does the
+    same. A NIfTI file stores X fastest, the network needs Z fastest, and the product changes that order as it goes.
+
+    Args:
+        values: (X, Y, Z) numbers.
+        shape: (X, Y, Z) voxels wanted.
+    Returns:
+        `shape`, float32.
     """
     (y, y_share), (z, z_share) = (_neighbours(old, new) for old, new in zip(values.shape[1:], shape[1:], strict=True))
     slices = np.empty((shape[1], shape[2], values.shape[0]), np.float32)  # (Y, Z, old X)
@@ -61,28 +114,14 @@ def resize(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         np.multiply(slab[z], 1 - z_share[:, None], out=new)
         new += slab[z + 1] * z_share[:, None]
     x, x_share = _neighbours(values.shape[0], shape[0])
-    weights = np.zeros((shape[0], values.shape[0]), np.float32)
+    weights = np.zeros((shape[0], values.shape[0]), np.float32)  # (X, old X)
     weights[np.arange(shape[0]), x] = 1 - x_share
     weights[np.arange(shape[0]), x + 1] = x_share
     return (weights @ slices.reshape(-1, values.shape[0]).T).reshape(shape)
 
 
-def grid_of(image: Any) -> Grid:
-    """Of a nibabel image or a Scan, from its header alone: `as_closest_canonical` would read the voxels too."""
-    turned = nib.orientations.io_orientation(image.affine)
-    x, y, z = np.asarray(image.shape)[np.argsort(turned[:, 0])]
-    affine = image.affine @ nib.orientations.inv_ornt_aff(turned, image.shape)
-    return Grid((int(x), int(y), int(z)), np.asarray(affine, float))
-
-
-def _words(grid: Grid) -> str:
-    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_mm)
-    origin = ", ".join(f"{mm:.2f}" for mm in grid.affine[:3, 3])
-    return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
-
-
 def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """Along one axis, of each new voxel: the lower of its two old neighbours, and the share of the upper."""
+    """For each new voxel along one axis, (new,): the lower of its two old neighbours, and the share of the upper."""
     centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-    low = np.minimum(centre.astype(int), old - 2)
-    return low, (centre - low).astype(np.float32)
+    lower = np.minimum(centre.astype(int), old - 2)
+    return lower, (centre - lower).astype(np.float32)

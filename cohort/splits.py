@@ -1,41 +1,11 @@
-"""TODO: cohort.splits."""
+"""Subjects, never their scans, are split into parts or folds, stratified by event."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from runs.errors import InputError, raise_if_any
-
-
-def split_folds(
-    table: pd.DataFrame, num_folds: int, *, val_train_ratio: float, seed: int
-) -> list[dict[str, pd.DataFrame]]:
-    """The parts of each fold: whole subjects, stratified by event; everyone is in the test part once.
-
-    Args:
-        table: cohort table in memory's columns.
-        num_folds: of the subjects.
-        val_train_ratio: share of the subjects of the other folds in the validation part.
-        seed: of the folds.
-    Returns:
-        `{"train", "val", "test"}` of each fold.
-    Raises:
-        InputError: a part would have no event.
-    """
-    event = table.groupby("subject", sort=True)["event"].first()
-    if event.sum() < num_folds:
-        raise InputError(f"FOLDS: expected at most {event.sum()}, the subjects with an event. Received: {num_folds}")
-    rng = np.random.default_rng(seed)
-    fold_of = assign_folds(event.to_numpy(bool), num_folds, rng)
-    split = []
-    for fold in range(num_folds):
-        part_of = pd.Series("train", event.index).mask(fold_of == fold, "test")
-        for state in (True, False):
-            others = rng.permutation(event.index[(fold_of != fold) & (event == state)].to_numpy(dtype=object))
-            part_of[others[: round(val_train_ratio * len(others))]] = "val"
-        part = table["subject"].map(part_of)
-        split.append(check_parts({name: table[part == name].reset_index(drop=True) for name in PARTS}))
-    return split
-
 
 PARTS = ("train", "val", "test")
 
@@ -43,43 +13,94 @@ PARTS = ("train", "val", "test")
 def split_subjects(
     table: pd.DataFrame, *, test_ratio: float, val_train_ratio: float, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """Split the subjects, never their scans, stratified by event.
+    """Split the subjects into training, validation and test parts, stratified by event.
 
     Args:
-        table: cohort table in memory's columns.
-        test_ratio: share of the subjects in the test part.
-        val_train_ratio: share of the others in the validation part.
-        seed: of the split.
+        table: cohort table in memory's columns, a row a scan.
+        test_ratio: share of the subjects in the test part, 0 to 1.
+        val_train_ratio: share of the other subjects in the validation part, 0 to 1.
+        seed: of the split; the order of the rows does not matter.
     Returns:
-        `{"train", "val", "test"}`, each a table.
+        `{"train", "val", "test"}`, each a table with all scans of its subjects.
     Raises:
         InputError: a part would have no event.
     """
     rng = np.random.default_rng(seed)
-    events = table.groupby("subject", sort=True)["event"].first()
+    subject_event = _event_by_subject(table)
     part_of: dict[str, str] = {}
     for event in (True, False):
-        subjects = rng.permutation(events.index[events == event].to_numpy(dtype=object))
+        subjects = rng.permutation(subject_event.index[subject_event == event].to_numpy(dtype=object))
         num_test = round(test_ratio * len(subjects))
         num_val = round(val_train_ratio * (len(subjects) - num_test))
         names = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(subjects) - num_test - num_val)
         part_of |= dict(zip(subjects, names, strict=True))
-    return check_parts({part: table[table["subject"].map(part_of) == part].reset_index(drop=True) for part in PARTS})
+    return _take_parts(table, part_of)
+
+
+def split_folds(
+    table: pd.DataFrame, num_folds: int, *, val_train_ratio: float, seed: int
+) -> list[dict[str, pd.DataFrame]]:
+    """Split the subjects into the three parts once for each fold; every subject is in the test part of one fold.
+
+    Args:
+        table: cohort table in memory's columns, a row a scan.
+        num_folds: number of folds, at most the number of subjects with an event.
+        val_train_ratio: share of the subjects of the other folds in the validation part, 0 to 1.
+        seed: of the folds and of the validation parts.
+    Returns:
+        For each fold `{"train", "val", "test"}`, each a table with all scans of its subjects.
+    Raises:
+        InputError: there are fewer events than folds, or a part would have no event.
+    """
+    event = _event_by_subject(table)
+    if event.sum() < num_folds:
+        raise InputError(f"FOLDS: expected at most {event.sum()}, the subjects with an event. Received: {num_folds}")
+    rng = np.random.default_rng(seed)
+    fold_of = assign_folds(event.to_numpy(bool), num_folds, rng)
+    folds = []
+    for fold in range(num_folds):
+        part_of = pd.Series("train", event.index).mask(fold_of == fold, "test")
+        for state in (True, False):
+            others = rng.permutation(event.index[(fold_of != fold) & (event == state)].to_numpy(dtype=object))
+            part_of[others[: round(val_train_ratio * len(others))]] = "val"
+        folds.append(_take_parts(table, part_of))
+    return folds
+
+
+def assign_folds(event: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
+    """Assign each subject to a fold, so that every fold has about the same number of events.
+
+    Args:
+        event: (N,) bool; True = the subject's event was seen.
+        num_folds: number of folds.
+        rng: draws which subjects go together.
+    Returns:
+        (N,) int, the fold of each subject, 0 to `num_folds - 1`.
+    """
+    fold = np.empty(len(event), int)
+    for state in (True, False):
+        members = rng.permutation(np.flatnonzero(event == state))
+        fold[members] = np.arange(len(members)) % num_folds
+    return fold
 
 
 def check_parts(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Refuse a subject or an image in two parts, and a part with no event.
+    """Refuse a subject or an image that is in two parts, and a part without an event.
 
+    Args:
+        parts: a table in memory's columns for each of PARTS, a row a scan.
+    Returns:
+        The same parts.
     Raises:
-        InputError: names each.
+        InputError: names every such subject, image and part.
     """
     table = pd.concat([part.assign(part=name) for name, part in parts.items()])
     problems = [
-        f"{what} {name!r} is in {' and '.join(sorted(set(found), key=PARTS.index))}"
-        for what in ("subject", "scan")
-        if what in table
-        for name, found in table.groupby(what)["part"].unique().items()
-        if len(found) > 1
+        f"{column} {value!r} is in {' and '.join(sorted(set(its_parts), key=PARTS.index))}"
+        for column in ("subject", "scan")
+        if column in table
+        for value, its_parts in table.groupby(column)["part"].unique().items()
+        if len(its_parts) > 1
     ]
     problems += [f"the {name} part has no event" for name, part in parts.items() if not part["event"].any()]
     raise_if_any(
@@ -90,10 +111,12 @@ def check_parts(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def assign_folds(event: np.ndarray, num_folds: int, rng: np.random.Generator) -> np.ndarray:
-    """(N,) number of each subject's fold; events and others are dealt out evenly."""
-    fold = np.empty(len(event), int)
-    for state in (True, False):
-        members = rng.permutation(np.flatnonzero(event == state))
-        fold[members] = np.arange(len(members)) % num_folds
-    return fold
+def _event_by_subject(table: pd.DataFrame) -> pd.Series:
+    """(N,) bool by subject, sorted: whether the event was seen."""
+    return table.groupby("subject", sort=True)["event"].first()
+
+
+def _take_parts(table: pd.DataFrame, part_of: Mapping[str, str] | pd.Series) -> dict[str, pd.DataFrame]:
+    """The rows of each part, given the part of each subject; checked."""
+    part = table["subject"].map(part_of)
+    return check_parts({name: table[part == name].reset_index(drop=True) for name in PARTS})

@@ -1,6 +1,7 @@
-"""A table's file as it lies: CSV of whatever dialect, or Parquet. What could be read in two ways is refused, by row.
+"""One table's file, CSV or Parquet, read row by row as it is written.
 
-What is taken for something else than a plain CSV (another delimiter, decimal commas, UTF-16) is logged.
+A value that could be read in two ways is refused, and its row named. A file that is not a plain CSV (another delimiter,
+decimal commas, UTF-16) is read, and what it was taken for is logged.
 """
 
 import csv
@@ -8,59 +9,86 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
 from runs.errors import InputError
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")  # what stands for no value
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by how a file begins; else UTF-8
-OTHERS = {b"PK\x03\x04": "a workbook or an archive", b"\x1f\x8b": "a packed file", b"\xd0\xcf\x11\xe0": "a workbook"}
-PARQUET = b"PAR1"
+ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first bytes of a file; else UTF-8
+OTHER_KINDS = {
+    b"PK\x03\x04": "a workbook or an archive",
+    b"\x1f\x8b": "a packed file",
+    b"\xd0\xcf\x11\xe0": "a workbook",
+}
+PARQUET = b"PAR1"  # the first bytes of such a file
+SAVE_AS_CSV = " Save it as CSV (UTF-8)."
 WITH_COMMA, WITH_POINT = (rf"\s*[+-]?\d*{sign}\d+([eE][+-]?\d+)?\s*" for sign in (",", r"\."))
-SEPARATOR = re.compile(r'"?sep=[,;\t]"?\s*')  # a workbook's own note before the header
+SEPARATOR = re.compile(r'"?sep=[,;\t]"?\s*')  # a line that a spreadsheet program puts before the header
 UNNAMED = re.compile(r"(Unnamed: \d+.*|__index_level_\d+__|)")  # what pandas calls a column without a name
 logger = logging.getLogger(__name__)
 
 
 def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Read every sound row; blank ones are left out.
+    """Read every sound row of a table; blank rows are left out.
 
     Args:
         path: CSV in UTF-8 or UTF-16, its fields separated by commas, semicolons (then a decimal comma is read as one)
             or tabs; or Parquet, whatever the file is called.
         text: columns that stay as they are written, such as ids with leading zeros.
     Returns:
-        The rows, their index the line that an editor shows (Parquet: counted from 1), missing values NaN but in
-        `text`; and the rows that are none: another number of fields, the header once more.
+        The rows, indexed by the line that an editor shows (Parquet: counted from 1), a missing value being NaN except
+        in `text`; and the faults of the other rows: another number of fields, or the header once more.
     Raises:
-        InputError: no such file, no table, a column without a name, or two of one name.
+        InputError: there is no such file, it is no table, a column has no name, or two have the same.
     """
     if not path.is_file():
         raise InputError(f"{path}: expected a table, found no such file. Check the path.")
     with open(path, "rb") as file:
-        begin = file.read(4)
-    for magic, kind in OTHERS.items():
-        if begin.startswith(magic):
-            raise InputError(f"{path}: expected a table, can't read it: it is {kind}. Save it as CSV (UTF-8).")
-    if begin == PARQUET:
-        return _from_parquet(path, text), []
+        first_bytes = file.read(4)
+    for magic, kind in OTHER_KINDS.items():
+        if first_bytes.startswith(magic):
+            raise _unreadable(path, f"it is {kind}", SAVE_AS_CSV)
+    if first_bytes == PARQUET:
+        return _read_parquet(path, text), []
     try:
-        return _from_csv(path, text, ENCODINGS.get(begin[:2], "utf-8-sig"))
+        return _read_csv(path, text, ENCODINGS.get(first_bytes[:2], "utf-8-sig"))
+    except InputError:
+        raise
     except UnicodeError as error:
-        raise InputError(f"{path}: expected a table, can't read it: {error}. Save it as CSV (UTF-8).") from error
+        raise _unreadable(path, error, SAVE_AS_CSV) from error
     except (csv.Error, ValueError) as error:  # pandas' parser raises kinds of ValueError
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: expected a table, can't read it: {error}.") from error
+        raise _unreadable(path, error) from error
 
 
-class _Rows:
-    """The sound rows of a CSV, one by one; what it leaves out, and where each row lies, is known afterwards."""
+def row_fault(row: Hashable, fault: str, *received: object, verb: str = "received") -> str:
+    """A line about one row that can't be used, such as `row 3: expected 6 fields, received 5`.
+
+    Args:
+        row: its line, as an editor shows it (Parquet: counted from 1).
+        fault: what was expected, or what is wrong.
+        received: the value in the row, if showing it helps.
+        verb: what stands before that value.
+    """
+    return f"row {row}: {fault}" + "".join(f", {verb} {value!r}" for value in received)
+
+
+def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
+    return InputError(f"{path}: expected a table, can't read it: {reason}.{mend}")
+
+
+class _SoundRows:
+    """The sound rows of a CSV, one by one, the header first.
+
+    Once they are all read, `numbers` says on which lines they begin, and `problems` what was left out.
+    """
 
     def __init__(self, lines: Iterator[str], delimiter: str):
         self.reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -69,9 +97,9 @@ class _Rows:
         self.problems: list[str] = []
 
     def __iter__(self) -> Iterator[list[str]]:
-        line = 1
+        next_line = 1
         for fields in self.reader:
-            begin, line = line, self.reader.line_num + 1
+            line, next_line = next_line, self.reader.line_num + 1
             if not any(map(str.strip, fields)):
                 continue
             if not self.header:
@@ -80,114 +108,126 @@ class _Rows:
                 continue
             width = len(self.header)
             if fields == self.header:
-                self.problems.append(f"row {begin}: the header once more")
+                self.problems.append(row_fault(line, "the header once more"))
             elif len(fields) == width:
-                self.numbers.append(begin)
+                self.numbers.append(line)
                 yield fields
             else:
-                self.problems.append(f"row {begin}: expected {width} fields, received {len(fields)}")
+                self.problems.append(row_fault(line, f"expected {width} fields", len(fields)))
 
 
-def _from_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFrame, list[str]]:
     with open(path, encoding=encoding, newline="") as file:
-        delimiter = _delimiter(file)
-        rows = _Rows(_lines(file), delimiter)
-        clean = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
-        csv.writer(clean).writerows(rows)
+        delimiter = _find_delimiter(file)
+        rows = _SoundRows(_lines(file), delimiter)
+        plain = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
+        csv.writer(plain).writerows(rows)
     if not rows.header:
-        raise InputError(f"{path}: expected a table, can't read it: it is empty.")
-    names = [name.strip() for name in rows.header]
-    clean.seek(0)
-    table = pd.read_csv(
-        clean,
-        header=0,
-        names=[str(at) for at in range(len(names))],  # so that pandas does not rename two columns of one name
-        index_col=False,
-        skip_blank_lines=False,
-        keep_default_na=False,
-        na_values={str(at): [] if name in text else MISSING for at, name in enumerate(names)},
-        dtype={str(at): str for at, name in enumerate(names) if name in text or delimiter == ";"},
-        float_precision="round_trip",
-        low_memory=False,
-    ).set_axis(names, axis=1)
+        raise _unreadable(path, "it is empty")
+    plain.seek(0)
+    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=delimiter == ";")
     table.index = pd.Index(rows.numbers, dtype=int)
-    table = _well_named(path, table)
-    noted = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
-    noted += ["UTF-16"] if encoding == "utf-16" else []
-    if delimiter == ";" and (problems := _with_points(table, text)) is not None:
-        noted.append("decimal commas")
+    table = _named_columns(path, table)
+    dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
+    dialect += ["UTF-16"] if encoding == "utf-16" else []
+    if delimiter == ";" and (problems := _convert_decimal_commas(table, text)) is not None:
+        dialect.append("decimal commas")
         rows.problems += problems
-    if noted:
-        logger.warning("%s: read as a table with %s", path, ", ".join(noted))
+    if dialect:
+        logger.warning("%s: read as a table with %s", path, ", ".join(dialect))
     return table, rows.problems
 
 
-def _delimiter(file: TextIO) -> str:
-    """What the header's fields stand between."""
+def _parse_plain_csv(plain: TextIO, names: list[str], text: Sequence[str], *, numbers_as_text: bool) -> pd.DataFrame:
+    """Parse a CSV with commas; pandas sees column numbers for names, else it would rename two columns of one name."""
+    return pd.read_csv(
+        plain,
+        header=0,
+        names=[str(number) for number in range(len(names))],
+        index_col=False,
+        skip_blank_lines=False,
+        keep_default_na=False,
+        na_values={str(number): [] if name in text else MISSING for number, name in enumerate(names)},
+        dtype={str(number): str for number, name in enumerate(names) if name in text or numbers_as_text},
+        float_precision="round_trip",
+        low_memory=False,
+    ).set_axis(names, axis=1)
+
+
+def _find_delimiter(file: TextIO) -> str:
+    """The delimiter that stands most often in the header."""
     header = next(filter(str.strip, _lines(file)), "")
     file.seek(0)
     return max(DELIMITERS, key=header.count)
 
 
 def _lines(file: TextIO) -> Iterator[str]:
+    """The file's lines; a spreadsheet program's `sep=` line becomes a blank one."""
     for number, line in enumerate(file, 1):
         if "\0" in line:
             raise ValueError(f"line {number} holds NUL bytes, as no text does")
         yield "\n" if number == 1 and SEPARATOR.fullmatch(line) else line
 
 
-def _well_named(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _named_columns(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """The table without columns that have neither a name nor a value.
 
     Raises:
-        InputError: a column with values has no name, or two have one.
+        InputError: a column with values has no name, or two have the same.
     """
-    unnamed = [at for at, name in enumerate(table.columns) if UNNAMED.fullmatch(str(name))]
-    values = {at: table.iloc[:, at].dropna() for at in unnamed}
-    problems = [f"column {at + 1} has no name" for at in unnamed if not values[at].isin(MISSING).all()]
-    counts = Counter(name for at, name in enumerate(table.columns) if at not in unnamed)
+    unnamed = [number for number, name in enumerate(table.columns) if UNNAMED.fullmatch(str(name))]
+    values = {number: table.iloc[:, number].dropna() for number in unnamed}
+    problems = [f"column {number + 1} has no name" for number in unnamed if not values[number].isin(MISSING).all()]
+    counts = Counter(name for number, name in enumerate(table.columns) if number not in unnamed)
     problems += [f"{count} columns are called {name!r}" for name, count in counts.items() if count > 1]
     if problems:
         raise InputError(f"{path}: {'; '.join(problems)}. Give each column a name of its own, or drop it.")
-    return table.iloc[:, [at for at in range(len(table.columns)) if at not in unnamed]]
+    return table.iloc[:, [number for number in range(len(table.columns)) if number not in unnamed]]
 
 
-def _with_points(table: pd.DataFrame, text: Sequence[str]) -> list[str] | None:
-    """Turn decimal commas into points, in place; None if there are none, else the rows that have points already."""
+def _convert_decimal_commas(table: pd.DataFrame, text: Sequence[str]) -> list[str] | None:
+    """Turn decimal commas into points, in place; the faults of rows that have points, or None if there is no comma."""
     numbers = [name for name in table.columns if name not in text]
-    commas = {name: table[name].str.fullmatch(WITH_COMMA, na=False) for name in numbers}
-    if not any(found.any() for found in commas.values()):
+    has_comma = {name: table[name].str.fullmatch(WITH_COMMA, na=False) for name in numbers}
+    if not any(rows.any() for rows in has_comma.values()):
         return None
     problems = []
-    for name, found in commas.items():
-        for row, value in table.loc[table[name].str.fullmatch(WITH_POINT, na=False), name].items():
-            problems.append(f"row {row}: {name}: a decimal point in a table with decimal commas, received {value!r}")
-        table[name] = table[name].where(~found, table[name].str.replace(",", "."))
+    for name, rows in has_comma.items():
+        with_points = table.loc[table[name].str.fullmatch(WITH_POINT, na=False), name]
+        fault = f"{name}: a decimal point in a table with decimal commas"
+        problems += [row_fault(row, fault, value) for row, value in with_points.items()]
+        table[name] = table[name].where(~rows, table[name].str.replace(",", "."))
     return problems
 
 
-def _from_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
-    """What is neither a number nor text becomes text, so that no date is taken for a number."""
+def _read_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             content = file.read().replace_schema_metadata(None)
-        content.validate(full=True)  # lengths and offsets, which pyarrow takes as the file says
-        for at, field in enumerate(content.schema):
-            column = content.column(at)
-            if not any(is_(field.type) for is_ in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
-                column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-            elif field.name in text:
-                column = column.cast(pa.string())
-            content = content.set_column(at, field.name, column)
-        table = content.to_pandas()
+        content.validate(full=True)  # else pyarrow believes the lengths and offsets in the file
+        table = _numbers_and_text(content, text).to_pandas()
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{path}: expected a table, can't read it: {error}.") from error
+        raise _unreadable(path, error) from error
     table.index = pd.RangeIndex(1, len(table) + 1)
-    table = _well_named(path, table)
+    table = _named_columns(path, table)
     for name in table.columns.difference([*text]):
         if table[name].dtype == object:
             table[name] = table[name].where(~table[name].isin(MISSING))
     return table
+
+
+def _numbers_and_text(content: "pa.Table", text: Sequence[str]) -> "pa.Table":
+    """Columns that are not numbers become text, so that no date is taken for a number; the columns of `text` too."""
+    import pyarrow as pa
+
+    for number, field in enumerate(content.schema):
+        column = content.column(number)
+        if not any(is_(field.type) for is_ in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
+            column = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+        elif field.name in text:
+            column = column.cast(pa.string())
+        content = content.set_column(number, field.name, column)
+    return content

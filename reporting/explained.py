@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from attribution.histories import HistoryExplanation, Stage1, explain_history
+from attribution.histories import HistoryExplanation, HistorySettings, ImageStage, explain_history
 from attribution.regions import Regions, make_parcels, read_atlas
 from cohort.scans import open_scan
 from config import Config
@@ -77,14 +77,14 @@ class Explanations:
             self.model,
             load_volume(self.entries[row]),
             self.background,
-            engine=config.SHAP_ENGINE,
-            steps=config.SHAP_NSAMPLES,
-            seed=config.SEED,
-            layer=config.GRAD_CAM_LAYER,
-            hires_layer=config.HIRES_CAM_LAYER,
-            voxel_mm=grid.voxel_mm,
-            truth=self.inputs.truth(),
-            regions=self.regions,
+            explain.ExplainSettings(
+                engine=config.SHAP_ENGINE,
+                num_gradients=config.SHAP_NSAMPLES,
+                seed=config.SEED,
+                layer=config.GRAD_CAM_LAYER,
+                hires_layer=config.HIRES_CAM_LAYER,
+            ),
+            explain.Space(grid.voxel_mm, self.inputs.truth(), self.regions),
         )
         history = self._explain_history(row)
         found["metrics"]["history"] = history["metrics"]
@@ -102,12 +102,12 @@ class Explanations:
 
     def _explain_history(self, row: int) -> HistoryExplanation:
         """Stage 2, and both stages together, of a test subject's visits up to a row of the test part."""
-        from attribution.gradients import compiled_outputs
+        from attribution.gradients import trace_outputs
         from tlstm import load
 
         subject = self.test["subject"]
         rows = [one for one in range(row + 1) if subject.iloc[one] == subject.iloc[row]]
-        outputs, pull = compiled_outputs(self.model)
+        outputs, gradient_of_weighted_outputs = trace_outputs(self.model)
         names = [f"feature_{number + 1}" for number in range(self.model.get_layer("features").output.shape[-1])]
         train = read_predictions(self.folder / "tlstm" / "predictions.csv")["train"]
         return explain_history(
@@ -115,11 +115,9 @@ class Explanations:
             self.test.iloc[rows].drop(columns="nifti_path"),
             load_volumes([self.entries[one] for one in rows]),
             self.background,
-            stage1=Stage1([*names, "log_hazard"], outputs, pull),
-            regions=self.regions,
-            horizons=self.config.HORIZONS,
+            image_stage=ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs),
             expected=float(train["log_hazard"].mean()),
-            seed=self.config.SEED,
+            settings=HistorySettings(self.regions, self.config.HORIZONS, self.config.SEED),
         )
 
     def _explain_cohort(self, folder: Path) -> None:

@@ -4,6 +4,7 @@ The page is made from the run's folder alone. What a run does not have is said o
 """
 
 import base64
+import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,14 +16,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from config import Config
 from reporting import figures
 from reporting.figures import interval, p_value
 from reporting.run_folder import PARTS, RunFolder
 from runs.files import read_json, written_whole
 from survival import metrics
+from survival.estimands import Prediction
 from survival.estimates import Reference, breslow, survival_curves
+from survival.evaluation import MODEL_NAMES
 
-NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}
 MOST_BYTES = 14 * 2**20  # of pictures in the page; a mail takes 15 MiB
 WEBP_QUALITY = 88
 MEDIA = {".svg": "image/svg+xml", ".png": "image/webp", ".gif": "image/gif"}
@@ -59,7 +62,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
     explained = [_explanation(folder, inlined) for folder in run.explained]
     return _template().render(
         run=run,
-        names=NAMES,
+        names=MODEL_NAMES,
         headlines=list(_headlines(run)),
         caveats=list(_caveats(run)),
         missing=list(_missing(run)),
@@ -153,31 +156,24 @@ def _difference_in_years(found: dict[str, Any]) -> str:
 
 def _over_time(run: RunFolder) -> tuple[dict, dict]:
     """AUC and Brier score of stage 2 by grid point; the Brier score of one curve for everyone."""
-    train, test = run.predictions("train"), run.predictions("test")
-    names = [name for name in test.columns if name.startswith("survival_")]
-    grid = np.array([float(name.removeprefix("survival_")) for name in names])
-    times, events = train["time"].to_numpy(), train["event"].to_numpy()
-    same = survival_curves(breslow(np.zeros(len(train)), times, events), np.zeros(len(test)), grid)
-
-    def by_year(curves: np.ndarray) -> dict:
-        return metrics.over_time(
-            test["log_hazard"].to_numpy(),
-            test["time"].to_numpy(),
-            test["event"].to_numpy(),
-            survival=curves,
-            grid=grid,
-            reference=Reference(times, events, float(train["log_hazard"].median())),
-            num_resamples=run.settings.get("NUM_RESAMPLES", 1000),
-            seed=run.settings.get("SEED", 0),
-        )
-
-    return by_year(test[names].to_numpy()), by_year(same)["brier"]
+    train = run.predictions("train")
+    reference, ours = Reference.of(train), Prediction.of(run.predictions("test"))
+    baseline = breslow(np.zeros(len(train)), reference.time, reference.event)
+    same_for_all = survival_curves(baseline, np.zeros(len(ours.time)), ours.grid)
+    num_resamples, seed = (
+        run.settings.get(name, Config.model_fields[name].default) for name in ("NUM_RESAMPLES", "SEED")
+    )
+    by_year, by_year_without_model = (
+        metrics.over_time(prediction, reference, num_resamples=num_resamples, seed=seed)
+        for prediction in (ours, dataclasses.replace(ours, survival=same_for_all))
+    )
+    return by_year, by_year_without_model["brier"]
 
 
 # ---- Numbers -------------------------------------------------------------------------------------------
 def _headlines(run: RunFolder) -> Iterator[tuple[str, str, str]]:
     """What, the number, and what it is of."""
-    for name, told in NAMES.items():
+    for name, told in MODEL_NAMES.items():
         found = run.metrics.get(name, {}).get("test")
         if found is not None:
             yield (
@@ -208,7 +204,7 @@ def _caveats(run: RunFolder) -> Iterator[str]:
         "split or another training would change is not in them."
     )
     best = _models(run)["rows"][0]
-    if run.test is not None and best["c_index"]["value"] is not None and best["name"] != NAMES["tlstm"]:
+    if run.test is not None and best["c_index"]["value"] is not None and best["name"] != MODEL_NAMES["tlstm"]:
         yield (
             f"Another model does better: the highest C-index of the test part, {best['c_index']['value']:.3f}, is that "
             f"of {best['name']}; the T-LSTM's is {interval(run.test['c_index'], 3)}."
@@ -236,9 +232,9 @@ def _reasons(found: Any) -> Iterator[str]:
 
 def _models(run: RunFolder) -> dict[str, Any]:
     """The test part's figures of every model, best C-index first; the best of each column; the oracle's C-index."""
-    tested = {name: run.metrics[name]["test"] for name in NAMES if "test" in run.metrics.get(name, {})}
+    tested = {name: run.metrics[name]["test"] for name in MODEL_NAMES if "test" in run.metrics.get(name, {})}
     tested |= {name: found["test"] for name, found in run.metrics.get("baselines", {}).items()}
-    rows = [{"name": NAMES.get(name, _in_words(name)), **found} for name, found in tested.items()]
+    rows = [{"name": MODEL_NAMES.get(name, _in_words(name)), **found} for name, found in tested.items()]
     rows.sort(key=lambda row: -(row["c_index"]["value"] or 0))
     years = list(rows[0]["auc"]) if rows else []
 

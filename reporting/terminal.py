@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from survival.evaluation import NAMES
+from survival.evaluation import MODEL_NAMES
 
 
 def folds_table(found: Mapping[str, Any]) -> str:
@@ -21,7 +21,7 @@ def folds_table(found: Mapping[str, Any]) -> str:
 
 def closing_table(metrics: Mapping[str, Any]) -> str:
     """The test part's figures of every model, a line each, as text."""
-    models = {NAMES[name]: metrics[name]["test"] for name in NAMES if name in metrics}
+    models = {MODEL_NAMES[name]: metrics[name]["test"] for name in MODEL_NAMES if name in metrics}
     models |= {name.replace("_", " "): found["test"] for name, found in metrics.get("baselines", {}).items()}
     if not models:
         return "No stage has been evaluated."

@@ -18,13 +18,13 @@ from joblib import cpu_count
 from tqdm import tqdm
 
 from cohort import simulate, tables
-from cohort.grid import Grid, read_grid
+from cohort.grid import Grid, check_grid, read_grid
 from cohort.splits import split_subjects
 from config import Config
-from data import cache_folder, preprocess, read_image, read_tables, simulated_folder
+from data import cache_folder, preprocess, read_image, read_parts, simulated_folder
 from runs.errors import InputError, raise_if_any
-from runs.manifest import find_damage, damage_lines, read_record
-from runs.stages import ARTEFACTS
+from runs.manifest import damage_lines, find_damage, read_record
+from runs.stages import STAGES
 from runs.threads import fix_threads
 
 SCANS, STEPS = 3, 3  # that are timed, after one that is not
@@ -46,7 +46,7 @@ class Rates:
 
 
 def verify(config: Config) -> None:
-    """Print all three.
+    """Print the state of the run's files, the cohort's flow, and the time, memory and disk that a run takes.
 
     Args:
         config: of the run; its folder need not exist.
@@ -55,8 +55,8 @@ def verify(config: Config) -> None:
     """
     damage = _check_run(config.OUTPUT_DIR)
     parts, grid, refused = _read_cohort(config)
-    _tell_cohort(parts, grid, refused)
-    _tell_costs(config, parts, _measure(config, parts, refused))
+    _print_cohort(parts, grid, refused)
+    _print_costs(config, parts, _measure(config, parts, refused))
     raise_if_any(
         f"{config.OUTPUT_DIR} is not as its run left it, or scans can't be used",
         damage + refused,
@@ -65,17 +65,17 @@ def verify(config: Config) -> None:
 
 
 def _check_run(folder: Path) -> list[str]:
-    """Print how each finished stage's files are; returns what is wrong."""
+    """Print the state of each finished stage's files; returns what is wrong."""
     stages = read_record(folder).get("stages", {})
     print(f"The run in {folder}" + ("" if stages else ": none yet"))
     problems = []
-    for stage in (stage for stage in ARTEFACTS if stage in stages):
-        files = stages[stage].get("files", {})
+    for name in (name for name in STAGES if name in stages):
+        files = stages[name].get("files", {})
         damage = find_damage(folder, files)
-        whole = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
-        state = f"{whole}, all as the stage left them" if stages[stage]["done"] else "begun, not done"
-        print(f"  {stage:<9} {f'{whole}, {len(damage)} of them missing or changed' if damage else state}")
-        problems += [f"{stage}: {line}" for line in damage_lines(damage)]
+        size = f"{len(files)} files, {sum(file['size'] for file in files.values()) / 1e6:.1f} MB"
+        state = f"{size}, all as the stage left them" if stages[name]["done"] else "begun, not done"
+        print(f"  {name:<9} {f'{size}, {len(damage)} of them missing or changed' if damage else state}")
+        problems += [f"{name}: {line}" for line in damage_lines(damage)]
     return problems
 
 
@@ -90,24 +90,25 @@ def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, 
             table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
         )
         return parts, None, []
-    parts = read_tables(config)
-    scans = pd.concat(parts.values())
+    parts = read_parts(config)
+    return parts, *_read_grids(pd.concat(parts.values()), config)
+
+
+def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[str]]:
+    """The first readable scan's grid, and why scans would be refused, with their ids and paths."""
     reference, refused = None, []
-    for scan, path in tqdm(list(zip(scans["scan"], scans["nifti_path"], strict=True)), desc="headers", unit="scan"):
+    for scan, path in tqdm(scans[["scan", "nifti_path"]].to_numpy().tolist(), desc="headers", unit="scan"):
         try:
             grid = read_grid(path, config.MAX_VOXELS)
+            reference = reference or grid
+            if not config.RESAMPLE:
+                check_grid(grid, reference)
         except InputError as error:
             refused.append(f"{scan}: {path}: {error}")
-            continue
-        reference = reference or grid
-        if not (config.RESAMPLE or reference.matches(grid)):
-            refused.append(
-                f"{scan}: {path}: expected the first scan's grid, {_words(reference)}, received {_words(grid)}"
-            )
-    return parts, reference, refused
+    return reference, refused
 
 
-def _tell_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str]) -> None:
+def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str]) -> None:
     print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
     for name, part in parts.items():
         event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
@@ -118,51 +119,57 @@ def _tell_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: lis
     if grid is None:
         print("  It is simulated, and not written yet.")
     else:
-        print(f"  Every header is read: {_words(grid)}; {len(refused)} scans would be refused.")
+        print(f"  Every header is read: {grid.describe()}; {len(refused)} scans would be refused.")
         print("  Whether a volume is empty, constant or not finite, only a run sees: it reads the voxels.")
 
 
-def _words(grid: Grid) -> str:
-    origin = ", ".join(f"{mm:.1f}" for mm in grid.affine[:3, 3])
-    sizes = " x ".join(f"{size:.3g}" for size in grid.voxel_mm)
-    return f"{' x '.join(map(str, grid.shape))} voxels of {sizes} mm from ({origin})"
-
-
 def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
-    """Time a few scans and a few steps of the training, of nothing but noise."""
+    """Time a few scans, and a few steps of the training on noise."""
     seconds = 0.0
     if not refused and "nifti_path" in parts["train"]:
         paths = parts["train"]["nifti_path"].iloc[: SCANS + 1]
         seconds = _seconds(
             lambda step: preprocess(read_image(paths.iloc[step % len(paths)]), config.TARGET_SHAPE), SCANS
         )
+    start, train, forward, num_weights = _time_network(config, parts["train"])
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Rates(seconds, start, train, forward, memory, num_weights)
+
+
+def _time_network(config: Config, table: pd.DataFrame) -> tuple[float, float, float, int]:
+    """Time the network on noise.
+
+    Returns:
+        Seconds until the first step is compiled; seconds a volume in a step, and forward; weights of the network.
+    """
     began = time.perf_counter()
-    from model import build_model
-    from training.devices import Workers, start_tensorflow
+    from loss import Outcome
+    from training.devices import Workers
+    from training.stage1 import Stage1
     from training.steps import Options, Steps
 
-    start_tensorflow(threads=fix_threads(config.OUTPUT_DIR), seed=config.SEED)
+    stage1 = Stage1(config, fix_threads(config.OUTPUT_DIR))
     import tensorflow as tf
 
-    model = build_model(config.TARGET_SHAPE, width=config.WIDTH, norm=config.NORM, precision=config.PRECISION)
+    model = stage1.build(config.PRECISION)
     # A risk set that does not fit into memory is read twice; a part of it, of two batches, shows that as well.
-    rows = np.arange(min(2 * config.BATCH_SIZE, round(config.RISK_SET * _visits(parts["train"]))), dtype=np.int32)
+    rows = np.arange(min(2 * config.BATCH_SIZE, round(config.RISK_SET * _visits(table))), dtype=np.int32)
     years = np.ones(len(rows), np.float32)
-    options = Options.of(config)
-    steps = Steps(model, options, (rows, years, years, rows % 2 == 0), Workers())
-    split = steps.split(rows)
-    noise = np.random.default_rng(0).normal(size=(len(split[0]), *config.TARGET_SHAPE, 1)).astype(np.float32)
-    batches = [(tf.constant(noise[: len(part)]), tf.constant(part)) for part in steps.passes(split)]
+    steps = Steps(model, Options.of(config), Outcome(rows, years, years, rows % 2 == 0), Workers())
+    micro_batches = steps.micro_batches(rows)
+    shape = (len(micro_batches[0]), *config.TARGET_SHAPE, 1)
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    in_order = steps.reading_order(micro_batches)
+    batches = [(tf.constant(noise[: len(part)]), tf.constant(part)) for part in in_order]
 
     @tf.function
-    def predict(volumes):
+    def predict(volumes: tf.Tensor) -> tf.Tensor:
         return model(volumes, training=False)
 
     forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
     both = _seconds(lambda _: steps.step(rows, iter(batches), 0), STEPS)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     start = time.perf_counter() - began - STEPS * (forward + both)
-    return Rates(seconds, start, both / len(rows), forward / len(noise), memory, model.count_params())
+    return start, both / len(rows), forward / len(noise), model.count_params()
 
 
 def _visits(part: pd.DataFrame) -> float:
@@ -179,28 +186,29 @@ def _seconds(run: Callable[[int], object], times: int) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _tell_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -> None:
-    """What a run would take, from the rates."""
-    num = {name: len(part) for name, part in parts.items()}
-    scans, jobs = sum(num.values()), config.NUM_WORKERS if config.NUM_WORKERS > 0 else cpu_count()
+def _print_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -> None:
+    """Print what a run would take at these rates."""
+    num_scans = {name: len(part) for name, part in parts.items()}
+    scans, jobs = sum(num_scans.values()), config.NUM_WORKERS if config.NUM_WORKERS > 0 else cpu_count()
     networks = max(1, config.FOLDS) * (1 + config.CROSS_FIT)
-    epoch = num["train"] * rates.train + num["val"] * rates.predict
+    epoch = num_scans["train"] * rates.train + num_scans["val"] * rates.predict
     training = rates.start + networks * (config.EPOCHS * epoch + scans * rates.predict)
     cache = scans * (np.prod(config.TARGET_SHAPE) * CACHED)
     features = networks * scans * 8 * config.WIDTH * FLOAT
     state = 2 * (STATE + (config.EMA > 0))  # twice, while it is written anew
     weights = (networks + state) * rates.weights * FLOAT
-    there = next(path for path in (cache_folder(config), *cache_folder(config).absolute().parents) if path.exists())
-    free, need = shutil.disk_usage(there).free, cache + features + weights
-    told = "not timed, since there are no scans yet"
+    folders = (cache_folder(config), *cache_folder(config).absolute().parents)
+    free = shutil.disk_usage(next(path for path in folders if path.exists())).free
+    need = cache + features + weights
+    preprocessing = "not timed, since there are no scans yet"
     if rates.preprocess:
-        told = f"{_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes"
-    networks_told = "1 network" if networks == 1 else f"{networks} networks"
+        preprocessing = f"{_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes"
+    networks_in_words = "1 network" if networks == 1 else f"{networks} networks"
     print(
         f"""
 What a run takes here, about, with {os.environ["OMP_NUM_THREADS"]} threads
-  preprocessing  {told}
-  stage 1        {_span(training)}: {networks_told} of {config.EPOCHS} epochs, and the features
+  preprocessing  {preprocessing}
+  stage 1        {_span(training)}: {networks_in_words} of {config.EPOCHS} epochs, and the features
   memory         {rates.memory / GB:.1f} GB
   disk           {need / GB:.2f} GB of {free / GB:.1f} that are free{": TOO LITTLE" if need > free else ""}
                  cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features {features / GB:.2f}

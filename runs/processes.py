@@ -27,6 +27,7 @@ TENSORFLOW = {  # before it is imported, whichever program starts
     "TF_CPP_MIN_LOG_LEVEL": "3",  # that there is no GPU is no error
 }
 REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ def stop_on_signals(max_hours: float | None = None) -> None:
 
 
 @contextmanager
-def finishing() -> Iterator[None]:
+def finishing_step() -> Iterator[None]:
     """Within this, a signal is only noted, for `asked`; a second one stops at once.
 
     Raises:

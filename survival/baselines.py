@@ -1,64 +1,93 @@
-"""What the T-LSTM is held against, on the same split: one scan, plain Cox models, and the truth where it is known.
+"""The rivals of stage 2 on the same split: one scan, plain Cox models, and the truth where it is known.
 
-Each model becomes a table of predictions such as stage 2's, a row a subject, made at the last visit.
+Each model gives tables of predictions like stage 2's: a row a subject, predicted at the last visit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from lifelines import CoxPHFitter
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from cohort.tables import feature_columns, last_visits, time_left
 from survival.estimates import breslow, survival_curves
 
 Parts = Mapping[str, pd.DataFrame]  # train, val and test, a row a scan or a row a subject
+Inputs = Callable[[pd.DataFrame], pd.DataFrame]  # visits, a row a scan -> inputs of a Cox model, a row a subject
 PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the Cox models, chosen on the validation part
-COMPONENTS = 16  # of the image's features, for `elastic_net_features`
+MAX_COMPONENTS = 16  # principal components of the image's features, for `elastic_net_features`
 
 
-def one_scan(features: Parts, years: np.ndarray) -> dict[str, pd.DataFrame]:
-    """Stage 1 by itself: the log-hazard of each subject's last scan.
+def predict_last_scan(features: Parts, years: np.ndarray) -> dict[str, pd.DataFrame]:
+    """Predict with stage 1 by itself: the log-hazard of each subject's last scan.
 
     Args:
         features: feature tables of the parts, a row a scan.
         years: (T,) of the survival curves.
     Returns:
-        Tables `subject, time` (years left), `event, log_hazard, survival_<t>…`; Breslow's baseline on train.
+        By part, a table `subject, time` (years left), `event, log_hazard, survival_<year>...`, a row a subject. The
+        baseline hazard is Breslow's on the training part.
     """
-    return _predictions({part: last_visits(table) for part, table in features.items()}, "log_hazard", years)
+    return _predict_curves({part: last_visits(table) for part, table in features.items()}, "log_hazard", years)
 
 
-def cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
-    """Penalised Cox models on what each subject's visits give, by name; tables as `one_scan`'s.
+def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
+    """Fit penalised Cox models on what each subject's visits give, and predict with them.
 
     `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first.
-    `elastic_net_features`: principal components of the last scan's features.
-    `covariates`: the table's own numeric columns at the last visit; only if it has any.
+    `elastic_net_features`: principal components of the last scan's features, if there are any.
+    `covariates`: the table's own numeric columns at the last visit, if there are any.
+
+    Args:
+        features: feature tables of the parts, a row a scan.
+        years: (T,) of the survival curves.
+    Returns:
+        By model, tables as those of `predict_last_scan`.
     """
-    models: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {"cox_last_slope": last_and_slope}
-    image = [name for name in feature_columns(features["train"]) if name.startswith("feature_")]
+    columns = feature_columns(features["train"])
+    image = [name for name in columns if name.startswith("feature_")]
+    covariates = [name for name in columns if name not in {*image, "log_hazard"}]
+    inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope}
     if image:
-        number = min(COMPONENTS, len(image), features["train"]["subject"].nunique() - 1)
-        reduce = make_pipeline(StandardScaler(), PCA(number, random_state=0))
-        reduce.fit(last_visits(features["train"])[image])
-        models["elastic_net_features"] = lambda table: pd.DataFrame(reduce.transform(last_visits(table)[image]))
-    own = [name for name in feature_columns(features["train"]) if name not in {*image, "log_hazard"}]
-    if own:
-        middle = last_visits(features["train"])[own].median().fillna(0.0)
-        models["covariates"] = lambda table: last_visits(table)[own].fillna(middle)
+        inputs["elastic_net_features"] = _principal_components(features["train"], image)
+    if covariates:
+        inputs["covariates"] = _imputed(features["train"], covariates)
     return {
-        name: _cox(features, inputs, years, l1_ratio=0.5 * (name == "elastic_net_features"))
-        for name, inputs in models.items()
+        name: _predict_cox(features, of_visits, years, l1_ratio=0.5 * (name == "elastic_net_features"))
+        for name, of_visits in inputs.items()
     }
 
 
+def predict_from_truth(features: Parts, truth: str | Path, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
+    """Predict as well as one scan and a history can, on the simulated cohort.
+
+    Args:
+        features: feature tables of the parts, a row a scan.
+        truth: the cohort's `truth.csv`: the atrophy in each scan, and the log-hazard that drew the event.
+        years: (T,) of the survival curves.
+    Returns:
+        `last_scan` and `longitudinal`, tables as those of `predict_last_scan`.
+    """
+    true_values = pd.read_csv(truth, dtype={"imageid": str}).set_index("imageid")
+    last = {part: last_visits(table) for part, table in features.items()}
+    predicted = {}
+    for name, column in (("last_scan", "atrophy"), ("longitudinal", "log_hazard")):
+        risks = {
+            part: table.assign(risk=true_values.loc[table["scan"], column].to_numpy()) for part, table in last.items()
+        }
+        predicted[name] = _predict_curves(risks, "risk", years)
+    return predicted
+
+
+# ---- What the Cox models see -----------------------------------------------------------------------
 def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:
-    """Each subject's last log-hazard, and its change a year since the first visit (0 with one visit)."""
+    """Each subject's log-hazard at the last visit, and its change since the first.
+
+    Args:
+        table: visits with `log_hazard`, a row a scan.
+    Returns:
+        `last`, and `slope` a year (0 with one visit), a row a subject.
+    """
     last = last_visits(table)
     first = table.sort_values(["subject", "visit_time"]).groupby("subject", sort=True).head(1).reset_index(drop=True)
     years = last["visit_time"] - first["visit_time"]
@@ -66,47 +95,53 @@ def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"last": last["log_hazard"], "slope": slope})
 
 
-def oracle(features: Parts, truth: str | Path, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
-    """The best that one scan and a history can do, on the simulated cohort: `last_scan` and `longitudinal`.
+def _principal_components(train: pd.DataFrame, image: Sequence[str]) -> Inputs:
+    """Principal components of the last scan's features, found on the training part."""
+    from sklearn.decomposition import PCA  # slow to import
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    Args:
-        features: as `one_scan`.
-        truth: the cohort's `truth.csv`: the atrophy in each scan, and the hazard that drew the event.
-        years: of the survival curves.
-    """
-    known = pd.read_csv(truth, dtype={"imageid": str}).set_index("imageid")
-    found = {}
-    for name, column in (("last_scan", "atrophy"), ("longitudinal", "log_hazard")):
-        last = {part: last_visits(table) for part, table in features.items()}
-        risks = {part: table.assign(risk=known.loc[table["scan"], column].to_numpy()) for part, table in last.items()}
-        found[name] = _predictions(risks, "risk", years)
-    return found
+    columns = list(image)
+    num_components = min(MAX_COMPONENTS, len(columns), train["subject"].nunique() - 1)
+    reduce = make_pipeline(StandardScaler(), PCA(num_components, random_state=0))
+    reduce.fit(last_visits(train)[columns])
+    return lambda table: pd.DataFrame(reduce.transform(last_visits(table)[columns]))
 
 
-def _cox(features: Parts, inputs: Callable[[pd.DataFrame], pd.DataFrame], years: np.ndarray, *, l1_ratio: float):
-    """Fit on the training part, the penalty with the best partial likelihood on validation."""
+def _imputed(train: pd.DataFrame, covariates: Sequence[str]) -> Inputs:
+    """Covariates at the last visit; a missing value becomes the training part's median."""
+    columns = list(covariates)
+    medians = last_visits(train)[columns].median().fillna(0.0)
+    return lambda table: last_visits(table)[columns].fillna(medians)
+
+
+# ---- From inputs to predictions --------------------------------------------------------------------
+def _predict_cox(features: Parts, inputs: Inputs, years: np.ndarray, *, l1_ratio: float) -> dict[str, pd.DataFrame]:
+    """Fit on the training part, with the penalty of the best partial likelihood on validation."""
+    from lifelines import CoxPHFitter  # slow to import
+    from sklearn.preprocessing import StandardScaler
+
     last = {part: last_visits(table) for part, table in features.items()}
     x = {part: inputs(table) for part, table in features.items()}
     scale = StandardScaler().fit(x["train"])
     z = {part: pd.DataFrame(scale.transform(values), columns=values.columns.astype(str)) for part, values in x.items()}
-    fitting = {part: z[part].assign(time=time_left(table), event=table["event"]) for part, table in last.items()}
+    data = {part: z[part].assign(time=time_left(table), event=table["event"]) for part, table in last.items()}
     fits = [
-        CoxPHFitter(penalizer=penalty, l1_ratio=l1_ratio).fit(fitting["train"], "time", "event")
-        for penalty in PENALTIES
+        CoxPHFitter(penalizer=penalty, l1_ratio=l1_ratio).fit(data["train"], "time", "event") for penalty in PENALTIES
     ]
-    best = max(fits, key=lambda fit: fit.score(fitting["val"]))
+    best = max(fits, key=lambda fit: fit.score(data["val"]))
     risks = {part: table.assign(risk=best.predict_log_partial_hazard(z[part])) for part, table in last.items()}
-    return _predictions(risks, "risk", years)
+    return _predict_curves(risks, "risk", years)
 
 
-def _predictions(last: Parts, risk: str, years: np.ndarray) -> dict[str, pd.DataFrame]:
-    """Tables of predictions from a risk at each subject's last visit."""
+def _predict_curves(last: Parts, risk: str, years: np.ndarray) -> dict[str, pd.DataFrame]:
+    """Tables of predictions from the column `risk`, a log-hazard at each subject's last visit."""
     train = last["train"]
     baseline = breslow(train[risk].to_numpy(), time_left(train), train["event"].to_numpy())
-    found = {}
+    predicted = {}
     for part, table in last.items():
         curves = survival_curves(baseline, table[risk].to_numpy(), years)  # (N, T)
-        found[part] = pd.DataFrame(
+        predicted[part] = pd.DataFrame(
             {
                 "subject": table["subject"],
                 "time": time_left(table),
@@ -115,4 +150,4 @@ def _predictions(last: Parts, risk: str, years: np.ndarray) -> dict[str, pd.Data
                 **{f"survival_{year}": curves[:, i] for i, year in enumerate(years)},
             }
         )
-    return found
+    return predicted

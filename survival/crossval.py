@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from cohort.splits import assign_folds
 from runs.files import finite_or_none, written_whole
-from survival import metrics
 from survival.cox import ridge_cox
+from survival.estimands import Prediction, read_curves
 from survival.estimates import Reference, concordance
 from survival.landmarks import Histories
 from survival.link import fit_link, inner_folds, landmark_sets, split_rows
-from survival.predictor import Predictor, curves
+from survival.metrics import VALUE_ALONE, EvaluationSettings, evaluate
+from survival.predictor import Predictor
 from survival.preparation import Preparation
 
 FIGURES = ("c_index", "auc", "ibs")
@@ -89,17 +90,8 @@ def _evaluate(predict: Predict, train, test, landmark: float, window: float) -> 
     if said.empty:  # nobody of the fold is at risk there
         return place | dict.fromkeys(FIGURES, np.nan), said
     time, event, log_hazard = (said[name].to_numpy() for name in ("time", "event", "log_hazard"))
-    reference = Reference(seen["time"].to_numpy(), seen["event"].to_numpy(bool), float(seen["log_hazard"].median()))
-    found = metrics.evaluate(
-        log_hazard,
-        time,
-        event,
-        survival=curves(said)[1],
-        grid=years,
-        horizons=(window,),
-        reference=reference,
-        num_resamples=2,
-    )
+    settings = EvaluationSettings((window,), num_resamples=VALUE_ALONE, seed=0)
+    found = evaluate(Prediction.of(said), Reference.of(seen), settings)
     truncated = np.minimum(time, window), event & (time <= window)
     return place | {
         "c_index": concordance(log_hazard, *truncated),
@@ -233,7 +225,7 @@ def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
     figure = Figure(figsize=(4.2 * len(landmarks), 3.6), layout="constrained")
     for axes, landmark in zip(figure.subplots(1, len(landmarks), squeeze=False)[0], landmarks, strict=True):
         here = predicted[predicted["landmark"] == landmark].dropna(axis=1, how="all")
-        years, survival = curves(here)
+        years, survival = read_curves(here)
         third = pd.qcut(here["log_hazard"].rank(method="first"), 3, labels=False).to_numpy()
         for number, (name, colour) in enumerate(zip(("low", "middle", "high"), COLOURS, strict=True)):
             group = here[third == number]

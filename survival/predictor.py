@@ -1,4 +1,4 @@
-"""What stage 2 says of every subject: its table of predictions, and how good they are.
+"""What stage 2 says of every subject: its table of predictions.
 
 No PyTorch: the model comes as an argument. Times in years.
 """
@@ -16,9 +16,8 @@ import scipy.special
 from cohort.tables import ON_DISK
 from runs.errors import InputError
 from runs.files import written_whole
-from survival import metrics
 from survival.cox import Ties, ridge_cox
-from survival.estimates import Baseline, Reference, breslow, survival_curves
+from survival.estimates import Baseline, breslow, survival_curves
 from survival.landmarks import Histories, Landmarks
 from survival.link import landmark_sets
 from survival.preparation import Preparation
@@ -177,44 +176,6 @@ def curve_years(horizons: Sequence[float]) -> np.ndarray:
     """(T,) quarter years up to the last horizon, and the horizons."""
     quarters = np.arange(QUARTER, max(horizons) + QUARTER / 2, QUARTER)
     return np.unique(np.append(quarters, horizons))
-
-
-def curves(predicted: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Years (T,) and survival (N, T) of a table of predictions."""
-    names = [name for name in predicted.columns if name.startswith("survival_")]
-    return np.array([float(name.removeprefix("survival_")) for name in names]), predicted[names].to_numpy()
-
-
-def evaluate_parts(
-    parts: Mapping[str, pd.DataFrame], *, horizons: Sequence[float], num_resamples: int, seed: int
-) -> dict[str, dict]:
-    """`metrics.evaluate` of each part, with the training part as reference.
-
-    Args:
-        parts: `train` and others, as `Predictor.predict` returns them for last visits or for one landmark.
-        horizons: years.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
-    Returns:
-        `{part: M}` as DESIGN.md calls it.
-    """
-    train = parts["train"]
-    reference = Reference(train["time"].to_numpy(), train["event"].to_numpy(), float(train["log_hazard"].median()))
-    found = {}
-    for name, part in parts.items():
-        years, survival = curves(part)
-        found[name] = metrics.evaluate(
-            part["log_hazard"].to_numpy(),
-            part["time"].to_numpy(),
-            part["event"].to_numpy(),
-            survival=survival,
-            grid=years,
-            horizons=tuple(horizons),
-            reference=reference,
-            num_resamples=num_resamples,
-            seed=seed,
-        )
-    return found
 
 
 def predict_by_visit(predictor: "Predictor", table: pd.DataFrame, years: np.ndarray) -> pd.DataFrame:

@@ -5,8 +5,8 @@ import pandas as pd
 from PIL import Image
 
 from runs.files import write_json
-from survival import metrics
 from survival.estimates import Reference, breslow, survival_curves
+from survival.metrics import EvaluationSettings, Prediction, evaluate
 
 GRID = np.arange(0.5, 5.01, 0.5)
 HORIZONS = (2.0, 3.0, 5.0)
@@ -33,7 +33,7 @@ def write_run(folder, *, noise=None, num_resamples=100):
         {
             "cnn": figures.pop("cnn"),
             "tlstm": figures.pop("tlstm"),
-            "baselines": {name: {"test": found["test"]} for name, found in figures.items()},
+            "baselines": figures,
             "oracle": {"longitudinal": _figures(truth, time, event, num_resamples)["test"]["c_index"]},
         },
     )
@@ -66,20 +66,12 @@ def _figures(log_hazard, time, event, num_resamples):
     train, test = PARTS == "train", PARTS == "test"
     reference = Reference(time[train], event[train], float(np.median(log_hazard[train])))
     curves = _curves(log_hazard, time, event)
-    found = metrics.evaluate(
-        log_hazard[test],
-        time[test],
-        event[test],
-        survival=curves[test],
-        grid=GRID,
-        horizons=HORIZONS,
-        reference=reference,
-        num_resamples=num_resamples,
-    )
-    return {"test": found}
+    prediction = Prediction(log_hazard[test], time[test], event[test], curves[test], GRID)
+    return {"test": evaluate(prediction, reference, EvaluationSettings(HORIZONS, num_resamples, seed=0))}
 
 
 def _curves(log_hazard, time, event):
+    """Survival curves (N, T) with Breslow's baseline of the training part."""
     train = PARTS == "train"
     return survival_curves(breslow(log_hazard[train], time[train], event[train]), log_hazard, GRID)
 

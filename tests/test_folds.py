@@ -71,25 +71,6 @@ def settings_of(tmp_path, *arguments):
     return read_config([f"--OUTPUT_DIR={tmp_path}", *settings, *arguments])
 
 
-def test_everyone_is_tested_once_and_whole(cohort):
-    split = split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
-    tested = pd.concat([parts["test"] for parts in split])
-    assert sorted(tested["scan"]) == sorted(cohort["scan"])
-    for parts in split:
-        subjects = {name: set(part["subject"]) for name, part in parts.items()}
-        assert {name: len(one) for name, one in subjects.items()} == {"train": 20, "val": 8, "test": 14}
-        assert {name: part["event"].mean() for name, part in parts.items()} == dict.fromkeys(PARTS, 0.5)
-        assert set.union(*subjects.values()) == set(cohort["subject"])
-        assert sum(len(part) for part in parts.values()) == len(cohort)
-    again, other = (split_folds(cohort, 3, val_train_ratio=0.25, seed=seed) for seed in (0, 1))
-    assert again[0]["test"].equals(split[0]["test"]) and not other[0]["test"].equals(split[0]["test"])
-
-
-def test_more_folds_than_events_are_refused(cohort):
-    with pytest.raises(InputError, match="FOLDS: expected at most 21, the subjects with an event"):
-        split_folds(cohort, 22, val_train_ratio=0.25, seed=0)
-
-
 def test_settings_that_mean_nothing_are_named_at_once(tmp_path):
     wrong = ["--TRAIN_CSV=a", "--VAL_CSV=a", "--TEST_CSV=a", "--STAGES=cnn,report", "--SAMPLE_INDEX=1", "--LANDMARKS=1"]
     with pytest.raises(InputError) as error:

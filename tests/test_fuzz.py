@@ -1,8 +1,7 @@
-"""A short form of benchmarks/fuzz.py, and what hypothesis finds."""
+"""A short run of benchmarks/fuzz.py, and properties that hypothesis tries to break."""
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,9 +9,9 @@ from hypothesis import strategies as st
 
 from cohort import tables
 from runs.errors import InputError
-from runs.files import read_json
+from runs.files import ROOT, read_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import fuzz
 
@@ -21,10 +20,10 @@ WITH_FILES = settings(max_examples=100, deadline=None, suppress_health_check=[He
 
 
 def test_no_reader_raises_anything_but_its_own_error(tmp_path, capsys):
-    found = fuzz.run(400, seed=1, kept=tmp_path / "bugs")
-    assert all(counts["bug"] == 0 for counts in found.values()), capsys.readouterr().out
-    assert len(found) == 13 and all(counts["refused"] for counts in found.values())
-    assert found["NIfTI"]["accepted"] and found["feature table"]["accepted"]
+    outcomes = fuzz.run(400, seed=1, kept=tmp_path / "bugs")
+    assert all(counts["bug"] == 0 for counts in outcomes.values()), capsys.readouterr().out
+    assert len(outcomes) == 13 and all(counts["refused"] for counts in outcomes.values())
+    assert outcomes["NIfTI"]["accepted"] and outcomes["feature table"]["accepted"]
 
 
 @given(rows=st.lists(st.lists(st.text(max_size=8) | st.floats().map(str), min_size=6, max_size=6), max_size=5))
@@ -43,12 +42,13 @@ def test_any_table_is_read_or_refused(tmp_path, rows):
 def test_a_number_is_read_as_it_is_written(tmp_path, time, age, comma):
     text = HEADER + f"a,b,0,{time!r},1,{age!r}\n"
     (tmp_path / "table.csv").write_text(text.replace(",", ";").replace(".", ",") if comma else text)
-    found = tables.read_features(tmp_path / "table.csv").iloc[0]
-    assert found["time"] == pytest.approx(time, rel=1e-15) and found["age"] == pytest.approx(age, rel=1e-15)
+    visit = tables.read_features(tmp_path / "table.csv").iloc[0]
+    assert visit["time"] == pytest.approx(time, rel=1e-15) and visit["age"] == pytest.approx(age, rel=1e-15)
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(), lambda one: st.lists(one) | st.dictionaries(st.text(), one)
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda values: st.lists(values) | st.dictionaries(st.text(), values),
 )
 
 
@@ -58,12 +58,12 @@ def test_any_json_is_a_finite_object_or_refused(tmp_path, value):
     path = tmp_path / "metrics.json"
     path.write_text(json.dumps(value))
     try:
-        found = read_json(path)
+        read = read_json(path)
     except InputError as error:
         assert str(path) in str(error)
         assert not isinstance(value, dict) or any(word in path.read_text() for word in ("NaN", "Infinity"))
     else:
-        assert json.dumps(found, allow_nan=False) == json.dumps(value)
+        assert json.dumps(read, allow_nan=False) == json.dumps(value)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1e400}', '{"a": NaN}', '{"a": -Infinity}', "{}{}", '"x"', ""])

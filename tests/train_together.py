@@ -17,32 +17,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tensorflow as tf
-from volumes import SHAPE, part_of
+from volumes import SHAPE, options, part_of
 
 from model import build_model
 from runs import processes
 from training import loop
-from training.devices import join
-from training.steps import Options, Steps
+from training.devices import join_training
+from training.steps import Steps
 
 
 def run(distribute, folder, kill):
     if distribute == "mirrored":
         (processor,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    workers = join(distribute)
+    workers = join_training(distribute)
     volumes = folder / f"volumes-{distribute}-{workers.index}"
     volumes.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     parts = {"train": part_of(volumes, 20, rng)[1], "val": part_of(volumes, 12, rng, "v")[1]}
-    options = Options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
+    chosen = options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
     with workers.strategy.scope():
         model = build_model(SHAPE, width=4, norm="group", dropout=0.3, precision="float64", seed=1)
     taken = watch(kill)
-    loop.train(model, parts, options, folder / distribute, workers=workers, save_seconds=0.0)
+    loop.train(model, parts, chosen, folder / distribute, workers=workers, save_seconds=0.0)
     if workers.is_first:
         np.savez(folder / f"{distribute}.npz", *model.get_weights())
-        parts_of_a_step = {name: getattr(taken[0], name) for name in ("whole", "forward", "slope", "backward", "apply")}
+        parts_of_a_step = {
+            name: getattr(taken[0], name)
+            for name in ("one_pass", "predict_in_training", "loss_gradient", "backpropagate", "apply")
+        }
         traces = {name: part.experimental_get_tracing_count() for name, part in parts_of_a_step.items()}
         (folder / f"{distribute}.json").write_text(json.dumps(traces))
 

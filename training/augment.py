@@ -21,41 +21,41 @@ class Augmentation:
     noise: float = 0.0  # largest standard deviation of what is added to each voxel of the brain, z-scores
 
 
-def augment(volumes: tf.Tensor, seeds: tf.Tensor, how: Augmentation) -> tf.Tensor:
-    """Move, turn, mirror, brighten and roughen volumes at random.
+def augment(volumes: tf.Tensor, seeds: tf.Tensor, limits: Augmentation) -> tf.Tensor:
+    """Move, turn, mirror, brighten volumes and add noise to them, at random.
 
     Args:
         volumes: (B, X, Y, Z, 1) float32 z-scores, 0 outside the brain, which stays 0.
         seeds: (B, 2) int32; the same seed changes a volume the same way, whatever else is in the batch.
-        how: the limits; a rotation and a scale are about the centre, in voxels.
+        limits: of the changes; a rotation and a scale are about the centre, in voxels.
     Returns:
         (B, X, Y, Z, 1) float32.
     """
-    if how == Augmentation():
+    if limits == Augmentation():
         return volumes
 
-    def one(arguments):
-        volume, seed = arguments
+    def change(volume_and_seed: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        volume, seed = volume_and_seed
         draws = tf.random.stateless_uniform((5,), seed, -1.0, 1.0)
-        # seeds of their own, so that one change's draws don't depend on whether there is another
+        # each change has a seed of its own, so that its draws don't depend on whether there is another change
         pose, field, size, noise = (tf.random.experimental.stateless_fold_in(seed, number) for number in range(4))
-        if how.rotate > 0 or how.scale > 0:
-            volume = moved(volume, _pose(pose, how), draws[:3] * how.shift)
-        elif how.shift > 0:
+        if limits.rotate > 0 or limits.scale > 0:
+            volume = moved(volume, _pose(pose, limits), draws[:3] * limits.shift)
+        elif limits.shift > 0:
             for axis in range(3):
-                volume = _shifted(volume, draws[axis] * how.shift, axis)
-        if how.flip:
+                volume = _shifted(volume, draws[axis] * limits.shift, axis)
+        if limits.flip:
             volume = tf.cond(draws[4] > 0, lambda: tf.reverse(volume, [0]), lambda: volume)
         brain = tf.cast(volume != 0, tf.float32)
-        if how.bias > 0:
-            volume += how.bias * _field(field, volume.shape) * (volume + GREY_OVER_SD) * brain
-        volume *= 1 + how.gain * draws[3]
-        if how.noise > 0:
-            sd = how.noise * tf.random.stateless_uniform((), size)
+        if limits.bias > 0:
+            volume += limits.bias * _field(field, volume.shape) * (volume + GREY_OVER_SD) * brain
+        volume *= 1 + limits.gain * draws[3]
+        if limits.noise > 0:
+            sd = limits.noise * tf.random.stateless_uniform((), size)
             volume += sd * tf.random.stateless_normal(volume.shape, noise) * brain
         return volume
 
-    return tf.map_fn(one, (volumes, seeds), fn_output_signature=tf.TensorSpec(volumes.shape[1:], tf.float32))
+    return tf.map_fn(change, (volumes, seeds), fn_output_signature=tf.TensorSpec(volumes.shape[1:], tf.float32))
 
 
 def moved(volume: tf.Tensor, matrix: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
@@ -87,15 +87,17 @@ def moved(volume: tf.Tensor, matrix: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return total[..., None]
 
 
-def _pose(seed: tf.Tensor, how: Augmentation) -> tf.Tensor:
+def _pose(seed: tf.Tensor, limits: Augmentation) -> tf.Tensor:
     """(3, 3): a rotation about X, Y and Z in turn, and a scale."""
     draws = tf.random.stateless_uniform((4,), seed, -1.0, 1.0)
-    matrix = tf.eye(3) * (1 + how.scale * draws[3])
+    matrix = tf.eye(3) * (1 + limits.scale * draws[3])
     for axis in range(3):
-        angle = draws[axis] * how.rotate * (math.pi / 180)
-        cos, sin, one, other = tf.cos(angle), tf.sin(angle), (axis + 1) % 3, (axis + 2) % 3
+        angle = draws[axis] * limits.rotate * (math.pi / 180)
+        cos, sin, second, third = tf.cos(angle), tf.sin(angle), (axis + 1) % 3, (axis + 2) % 3
         turn = tf.scatter_nd(
-            [[axis, axis], [one, one], [other, other], [one, other], [other, one]], [1.0, cos, cos, -sin, sin], (3, 3)
+            [[axis, axis], [second, second], [third, third], [second, third], [third, second]],
+            [1.0, cos, cos, -sin, sin],
+            (3, 3),
         )
         matrix = turn @ matrix
     return matrix
@@ -115,7 +117,7 @@ def _field(seed: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
     return total / tf.reduce_sum(tf.abs(weights))
 
 
-def _shifted(volume, by, axis: int):
+def _shifted(volume: tf.Tensor, by: tf.Tensor, axis: int) -> tf.Tensor:
     """Shift (X, Y, Z, 1) by a fraction of voxels along an axis, linearly."""
     size = volume.shape[axis]
     source = tf.range(size, dtype=tf.float32) - by

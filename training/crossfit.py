@@ -20,13 +20,15 @@ from runs.files import written_whole
 
 LEARNED = ("train", "val")  # parts whose features a further network gives
 PENALTIES = np.logspace(-3, 4, 15)  # of the map between two networks
+
 logger = logging.getLogger(__name__)
+
 Features = Mapping[str, pd.DataFrame]  # feature tables by part, a row a scan
 Learn = Callable[[np.ndarray, Path], Features]  # trained on these rows of the training part, kept in that folder
 
 
 def cross_fit(features: Features, learn: Learn, *, num_folds: int, seed: int, folder: Path) -> pd.DataFrame:
-    """The training part's feature table, each row by a network that never saw its subject.
+    """Make the training part's feature table, each row by a network that never saw its subject.
 
     Args:
         features: the main network's, of `train` and `val`.
@@ -40,21 +42,28 @@ def cross_fit(features: Features, learn: Learn, *, num_folds: int, seed: int, fo
     Raises:
         InputError: fewer training subjects with an event than folds.
     """
-    fold_of = deal_folds(features["train"], num_folds, seed)
-    found = []
+    fold_of = folds_of_scans(features["train"], num_folds, seed)
+    held_out_rows = []
     for fold in range(num_folds):
-        held = fold_of == fold
-        logger.info("cross-fit %d of %d: a network without %d of the training scans", fold + 1, num_folds, held.sum())
-        theirs = _kept(folder / str(fold + 1), partial(learn, ~held))
-        agreement = theirs["val"]["log_hazard"].corr(features["val"]["log_hazard"], method="spearman")
+        held_out = fold_of == fold
+        number = held_out.sum()
+        logger.info("cross-fit %d of %d: a network without %d of the training scans", fold + 1, num_folds, number)
+        further = _learn_once(folder / str(fold + 1), partial(learn, ~held_out))
+        agreement = further["val"]["log_hazard"].corr(features["val"]["log_hazard"], method="spearman")
         logger.info("its log-hazards agree with the main network's on validation: Spearman %.2f", agreement)
-        found.append(align(theirs["train"][held], theirs["val"], features["val"]))
-    return pd.concat(found).sort_index()
+        held_out_rows.append(align(further["train"][held_out], further["val"], features["val"]))
+    return pd.concat(held_out_rows).sort_index()
 
 
-def deal_folds(table: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
-    """(N,) the fold of each scan: whole subjects, the events dealt out evenly.
+def folds_of_scans(table: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
+    """Assign the scans to folds: whole subjects, the events spread evenly.
 
+    Args:
+        table: of the training part, a row a scan.
+        num_folds: of the subjects.
+        seed: of the folds.
+    Returns:
+        (N,) number of each scan's fold, from 0.
     Raises:
         InputError: fewer subjects with an event than folds.
     """
@@ -67,29 +76,30 @@ def deal_folds(table: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
     return table["subject"].map(dict(zip(event.index, folds, strict=True))).to_numpy()
 
 
-def align(table: pd.DataFrame, theirs: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """Bring one network's outputs into another's space: what the other would say of the scans, as far as they tell.
+def align(table: pd.DataFrame, further: pd.DataFrame, main: pd.DataFrame) -> pd.DataFrame:
+    """Bring a further network's outputs into the main network's space.
 
-    Ridge regression of the other's outputs on the one's, its penalty by leave-one-out. What the networks do not share
-    is shrunk, so that a coefficient learnt from the result holds for the other's outputs (regression calibration).
+    The main network's outputs are predicted from the further network's by a ridge regression, its penalty chosen by
+    leave-one-out. What the networks do not share is shrunk, so a coefficient that is learnt from the result holds for
+    the main network's outputs (regression calibration).
 
     Args:
-        table: one network's outputs, `log_hazard` and `feature_<n>`, for any scans.
-        theirs: its outputs for the scans that both know.
-        ours: the other's, of the same scans in the same order.
+        table: the further network's outputs, `log_hazard` and `feature_<n>`, a row a scan, for any scans.
+        further: its outputs for the scans that both networks have read.
+        main: the main network's, of the same scans in the same order.
     Returns:
         `table` with its outputs replaced.
     Source: Carroll et al. (2006), Measurement Error in Nonlinear Models, ch. 4.
     """
-    names = ["log_hazard", *(str(name) for name in ours if str(name).startswith("feature_"))]
-    ridge = RidgeCV(PENALTIES).fit(theirs[names].to_numpy(float), ours[names].to_numpy(float))
+    names = ["log_hazard", *(str(name) for name in main if str(name).startswith("feature_"))]
+    ridge = RidgeCV(PENALTIES).fit(further[names].to_numpy(float), main[names].to_numpy(float))
     aligned = table.copy()
     aligned[names] = ridge.predict(table[names].to_numpy(float)).astype(np.float32)
     return aligned
 
 
-def _kept(folder: Path, learn: Callable[[Path], Features]) -> Features:
-    """What a further network gives, from its folder if it is finished there."""
+def _learn_once(folder: Path, learn: Callable[[Path], Features]) -> Features:
+    """The features by a further network; from its folder, if it is finished there."""
     path = folder / "features.parquet"
     if path.exists():
         logger.info("finished already")

@@ -1,7 +1,7 @@
-"""TODO: training.features."""
+"""What the trained network says of every scan: its pooled features and its log-hazard."""
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,40 +11,55 @@ import tensorflow as tf
 from model import feature_model
 from training.devices import Workers
 
+Predict = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
 
-def make_predict(
-    model: keras.Model, workers: Workers | None = None
-) -> Callable[[list[Path], int], tuple[np.ndarray, np.ndarray]]:
-    """A function of cached scans and a batch size: features (N, F) and log-hazards (N,), compiled once.
 
-    Each worker predicts every scan, with its own devices.
+def make_predict(model: keras.Model, workers: Workers | None = None) -> Predict:
+    """Compile the network's prediction once.
+
+    Args:
+        model: of `build_model`.
+        workers: each predicts every scan, with its own devices; None: this process alone.
+    Returns:
+        A function of cached scans (files) and a batch size (volumes): features (N, F) and log-hazards (N,).
     """
     workers = workers or Workers()
     strategy, shape, both = workers.strategy, model.input_shape[1:4], feature_model(model)
-    here = workers.devices // workers.number
+    num_local = workers.num_devices // workers.num_workers
 
-    @tf.function(input_signature=(workers.spec(shape),))
-    def outputs(batch):
+    @tf.function(input_signature=(workers.batch_spec(shape),))
+    def outputs(batch: Any) -> Any:
         return strategy.run(lambda volumes, _: both(volumes, training=False), args=batch)
 
-    def predict(entries: list[Path], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    def predict(entries: Sequence[str], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         batches = np.split(np.arange(len(entries)), range(batch_size, len(entries), batch_size))
-        batches += batches[-1:] * (-len(batches) % here)  # so that no device is without; left out again below
-        everywhere = [one for i in range(0, len(batches), here) for one in batches[i : i + here] * workers.number]
-        feed = workers.feed(entries, shape, everywhere)
-        rounds = [outputs(next(feed)) for _ in range(len(batches) // here)]
+        batches += batches[-1:] * (-len(batches) % num_local)  # so that no device is without; left out again below
+        rounds = [batches[i : i + num_local] * workers.num_workers for i in range(0, len(batches), num_local)]
+        reader = workers.read_batches(entries, shape, [batch for of_round in rounds for batch in of_round])
+        results = [outputs(next(reader)) for _ in rounds]
         features, log_hazard = (
-            np.concatenate([part.numpy() for one in rounds for part in strategy.experimental_local_results(one[kind])])
-            for kind in (0, 1)
+            np.concatenate(
+                [part.numpy() for result in results for part in strategy.experimental_local_results(result[output])]
+            )
+            for output in (0, 1)
         )
         return features[: len(entries)], log_hazard[: len(entries), 0]
 
     return predict
 
 
-def extract_features(model: keras.Model, table: pd.DataFrame, entries: list[Path], *, batch_size: int) -> pd.DataFrame:
-    """The feature table of a part: its columns, `log_hazard`, and `feature_1` ... `feature_512` at width 64."""
-    features, log_hazard = make_predict(model)(entries, batch_size)
+def feature_table(model: keras.Model, table: pd.DataFrame, *, batch_size: int) -> pd.DataFrame:
+    """The feature table of a part.
+
+    Args:
+        model: of `build_model`, trained.
+        table: of the part, with `cache_entry`.
+        batch_size: volumes in memory at a time.
+    Returns:
+        The table without its files' columns, then `log_hazard` and `feature_1` ... `feature_512` (at width 64).
+    """
+    features, log_hazard = make_predict(model)(table["cache_entry"].to_list(), batch_size)
     names = [f"feature_{number}" for number in range(1, features.shape[1] + 1)]
     named = pd.DataFrame(features, columns=names, index=table.index)
+    table = table.drop(columns=["nifti_path", "cache_entry"])
     return pd.concat([table, pd.Series(log_hazard, table.index, name="log_hazard"), named], axis=1)

@@ -1,32 +1,33 @@
-"""Stage 1: the training loop, resume, and the features of every scan.
+"""The training loop of stage 1: epochs of steps, the best epoch on validation, and resume.
 
 The loop is our own, since Keras' `fit` takes the loss of the volumes in memory, not of a risk set; computes it on each
-device apart; and goes on from epochs only. Keras' callbacks are driven through `CallbackList`.
+device apart; and resumes between epochs only. Keras' callbacks are driven through `CallbackList`.
 """
 
-import io
 import json
 import logging
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import BestWeights, History, Progress, ValidationConcordance
+from callbacks import BestWeights, History, LearningRate, Progress, ValidationConcordance
+from loss import Outcome
 from runs.errors import InputError
-from runs.files import written_whole
-from runs.processes import finishing, stop_requested
+from runs.processes import finishing_step, stop_requested
+from training.checkpoint import Checkpoint, Position
 from training.devices import Workers
 from training.features import make_predict
 from training.risk_sets import Scans, draw_risk_sets
 from training.steps import Options, Steps
 from training.weights import load_weights, save_weights
+
+BEST_WEIGHTS = "best.weights.h5"  # in a training's folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,36 +47,26 @@ def train(
         model: of `build_model`, made in the scope of the workers' strategy; its weights change.
         parts: `train` and `val`.
         options: of the training.
-        folder: gets `best.weights.h5`, `history.csv` and `backup/`; of the first worker alone.
-        workers: who trains; None: this process, on one device.
+        folder: gets `best.weights.h5`, `history.csv` and `backup/`, from the first worker alone.
+        workers: the processes that train; None: this one, on one device.
         save_seconds: between two saved states; a killed training goes on from the last one, to the same result.
     Raises:
         InputError: a part or RISK_SET has too few events to learn or to choose from, the loss is not finite (names the
             scans), or the backup belongs to other options.
         OSError: the folder can't be written, or another worker has stopped.
-        KeyboardInterrupt: asked to stop; the state of the last step is saved.
+        KeyboardInterrupt: a signal has asked to stop; the state of the last step is saved.
     """
     workers = workers or Workers()
-    _check(parts, options, workers.devices)
+    _check(parts, options, workers.num_devices)
     training = Training(model, parts, options, folder, workers, save_seconds)
-    with workers.together(), finishing(), closing(training.progress):
+    with workers.report_lost_worker(), finishing_step(), closing(training.progress):
         training.run()
     if workers.is_first:
-        load_weights(model, folder / "best.weights.h5")
-
-
-@dataclass
-class Progressed:
-    """How far a training is: what its state holds beside variables."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)  # of history.csv: the epochs that are done
-    losses: list[float] = field(default_factory=list)  # of the steps that are done of the next epoch
-    seconds: float = 0.0  # spent on them
-    applied: int = 0  # steps that the optimiser had taken before that epoch
+        load_weights(model, folder / BEST_WEIGHTS)
 
 
 class Training:
-    """A training on its way, epoch by epoch; see `train` for the arguments."""
+    """A training in progress, epoch by epoch; the arguments are those of `train`."""
 
     def __init__(
         self,
@@ -87,200 +78,170 @@ class Training:
         save_seconds: float,
     ):
         self.model, self.parts, self.options, self.folder, self.workers = model, parts, options, folder, workers
-        self.save_seconds, self.saved = save_seconds, time.monotonic()
+        self.save_seconds, self.last_save = save_seconds, time.monotonic()
         self.steps = Steps(model, options, parts["train"].outcome, workers)
         self.predict = make_predict(model, workers)
-        self.done = Progressed()
-        self.num_steps = len(self._risk_sets(0))
+        self.checkpoint = Checkpoint(
+            folder / "backup" / "state.npz",
+            self.steps.variables(),
+            {"options": asdict(options), "devices": workers.num_devices},
+        )
+        self.position = Position()
+        self.num_steps = len(self._risk_sets(0))  # of an epoch
         model.compile(optimizer=self.steps.optimizer)  # for Keras' callbacks
         self._set_callbacks()
 
     def run(self) -> None:
-        """Every epoch that is not done yet."""
+        """Do every epoch that is not done yet."""
         self.callbacks.on_train_begin()
         self._resume()
-        for epoch in range(len(self.done.rows), self.options.epochs):
+        for epoch in range(len(self.position.rows), self.options.epochs):
             if self.model.stop_training:
                 logger.info("no better validation C-index for %d epochs: stopped", self.options.patience)
                 break
-            self.progress.done = len(self.done.losses)
+            self.progress.done = len(self.position.losses)
             self.callbacks.on_epoch_begin(epoch)
             logs = self.run_epoch(epoch)
             self.callbacks.on_epoch_end(epoch, logs)
-            self.done = Progressed(self.history.rows, applied=self._applied())
+            self.position = Position(self.history.rows, applied=self.steps.num_applied())
             self.save()
         self.callbacks.on_train_end()
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
-        """The steps of an epoch that are not done yet; returns its mean loss, last learning rate and seconds."""
-        done, part, steps = self.done, self.parts["train"], self.steps
-        sets = self._risk_sets(epoch)[len(done.losses) :]
-        batches = [micro for rows in sets for micro in steps.passes(steps.split(rows))]
-        feed = self.workers.feed(part.entries, self.model.input_shape[1:4], batches)
-        began = time.monotonic() - done.seconds
-        for step, rows in enumerate(sets, start=len(done.losses)):
+        """Do the steps of an epoch that are not done yet.
+
+        Args:
+            epoch: from 0.
+        Returns:
+            The mean loss, the last learning rate, and the seconds that the epoch took.
+        Raises:
+            InputError: the loss is not finite; names the scans.
+        """
+        position, scans, steps = self.position, self.parts["train"], self.steps
+        risk_sets = self._risk_sets(epoch)[len(position.losses) :]
+        in_order = [rows for risk_set in risk_sets for rows in steps.reading_order(steps.micro_batches(risk_set))]
+        batches = self.workers.read_batches(scans.entries, self.model.input_shape[1:4], in_order)
+        began = time.monotonic() - position.seconds
+        for step, risk_set in enumerate(risk_sets, start=len(position.losses)):
             self.callbacks.on_train_batch_begin(step)
-            self._set_rate(epoch * self.num_steps + step)
-            loss = steps.step(rows, feed, epoch)
+            loss = steps.step(risk_set, batches, epoch)
             if not math.isfinite(loss):
                 raise InputError(
                     f"epoch {epoch + 1}, step {step + 1}: the loss is {loss} on the scans "
-                    f"{', '.join(part.scan[rows])}. Lower LEARNING_RATE, or look at these scans; "
+                    f"{', '.join(scans.scan[risk_set])}. Lower LEARNING_RATE, or look at these scans; "
                     "the best weights so far are kept."
                 )
-            done.losses.append(loss)
-            done.seconds = time.monotonic() - began
+            position.losses.append(loss)
+            position.seconds = time.monotonic() - began
             self.callbacks.on_train_batch_end(step, {"loss": loss})
             self._save_if_due()
-        logs = {"loss": float(np.mean(done.losses)), "learning_rate": float(steps.optimizer.learning_rate.numpy())}
+        logs = {"loss": float(np.mean(position.losses)), "learning_rate": float(steps.optimizer.learning_rate.numpy())}
         if steps.scaled:  # a gradient beyond float16 is not applied, and the next ones are scaled less
-            logs["skipped_steps"] = self.num_steps - (self._applied() - done.applied)
-        return logs | {"seconds": round(done.seconds, 1)}
+            logs["skipped_steps"] = self.num_steps - (steps.num_applied() - position.applied)
+        return logs | {"seconds": round(position.seconds, 1)}
 
-    def predict_averaged(self, part: Scans) -> np.ndarray:
-        """(N,) log-hazards of a part's scans by the averaged weights, if there are any."""
-        self.steps.exchange_averages()
-        log_hazard = self.predict(part.entries, self.options.batch_size)[-1]
-        self.steps.exchange_averages()
-        return log_hazard
+    def predict_averaged(self, scans: Scans) -> np.ndarray:
+        """(N,) log-hazards of scans by the averaged weights, if there are any."""
+        with self.steps.ema.swap_in_ema():
+            return self.predict(scans.entries, self.options.batch_size)[-1]
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""
-        self.steps.exchange_averages()
-        save_weights(self.model, path)
-        self.steps.exchange_averages()
+        with self.steps.ema.swap_in_ema():
+            save_weights(self.model, path)
 
     def save(self) -> None:
-        """Write everything that the next step depends on."""
-        self.saved = time.monotonic()
-        if not self.workers.is_first:
-            return
-        values = {f"v{i}": variable.numpy() for i, variable in enumerate(self.steps.variables())}
-        record = json.dumps(self._belongs_to() | {"done": asdict(self.done)})
-        with written_whole(self.folder / "backup" / "state.npz") as part:
-            np.savez(part, record=record, **values)
-
-    def load(self, content: bytes) -> None:
-        """Take over what `save` wrote.
-
-        Raises:
-            InputError: it is damaged, or of other options.
-        """
-        path = self.folder / "backup" / "state.npz"
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as state:
-                record = json.loads(str(state["record"]))
-                values = [state[f"v{i}"] for i in range(len(state.files) - 1)]
-                done = Progressed(**record["done"])
-        except Exception as error:  # NumPy's readers of damaged files raise errors of a dozen kinds
-            raise InputError(f"{path}: can't be read: {error}. Delete it to begin stage 1 anew.") from error
-        variables = self.steps.variables()
-        shapes = [tuple(variable.shape) for variable in variables]
-        same = all(record.get(name) == value for name, value in self._belongs_to().items())
-        if not same or shapes != [value.shape for value in values]:
-            raise InputError(f"{path}: is of other settings or devices. Delete it to begin stage 1 anew.")
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        self.done = done
-
-    def _belongs_to(self) -> dict[str, Any]:
-        """What a saved state is good for."""
-        return {"options": asdict(self.options), "devices": self.workers.devices}
+        """Write everything that the next step depends on; the first worker alone."""
+        self.last_save = time.monotonic()
+        if self.workers.is_first:
+            self.checkpoint.save(self.position)
 
     def _set_callbacks(self) -> None:
-        """Keras' callbacks of an epoch's end; only the first worker's write and show something."""
-        part, options = self.parts["val"], self.options
-        outcome = tuple(map(tf.constant, part.outcome))
+        """Make Keras' callbacks; only the first worker's write and show something."""
+        scans, options = self.parts["val"], self.options
+        outcome = Outcome(*map(tf.constant, scans.outcome))
         validation = ValidationConcordance(
-            lambda: self.predict_averaged(part),
-            lambda risk: float(self.steps.loss(tf.constant(risk, tf.float32), *outcome)),
-            last=part.last,
-            time=part.time,
-            event=part.event,
-            agree=lambda logs: json.loads(self.workers.tell(json.dumps(logs).encode())),
+            lambda: self.predict_averaged(scans),
+            lambda log_hazard: float(self.steps.loss(tf.constant(log_hazard, tf.float32), outcome)),
+            last=scans.last,
+            time=scans.outcome.time,
+            event=scans.outcome.event,
+            agree=lambda logs: json.loads(self.workers.broadcast(json.dumps(logs).encode())),
         )
-        watched = {"monitor": "val_c_index", "mode": "max"}
-        stopping = [keras.callbacks.EarlyStopping(patience=options.patience, **watched)]
+        rate = LearningRate(
+            options.learning_rate, options.lr_schedule, warmup_epochs=options.warmup_epochs, epochs=options.epochs
+        )
+        monitored = {"monitor": "val_c_index", "mode": "max"}
+        stopping = [keras.callbacks.EarlyStopping(patience=options.patience, **monitored)]
         if options.lr_schedule == "plateau":
             stopping.append(
-                keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=max(1, options.patience // 2), **watched)
+                keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=max(1, options.patience // 2), **monitored)
             )
         self.progress = Progress(options.epochs, shown=self.workers.is_first)
-        self.chosen = BestWeights(self.folder / "best.weights.h5", self.save_averaged)
+        self.best_weights = BestWeights(self.folder / BEST_WEIGHTS, self.save_averaged)
         self.history = History(self.folder / "history.csv")
-        self.remembering: list[keras.callbacks.Callback] = [*stopping]  # what earlier epochs are replayed to
+        self.replayed: list[keras.callbacks.Callback] = [*stopping]  # those that get a resumed run's old epochs again
         if self.workers.is_first:
-            self.remembering += [self.history, self.chosen]
+            self.replayed += [self.history, self.best_weights]
         self.callbacks = keras.callbacks.CallbackList(
-            [validation, *self.remembering, self.progress], model=self.model, steps=self.num_steps
+            [rate, validation, *self.replayed, self.progress], model=self.model, steps=self.num_steps
         )
 
     def _resume(self) -> None:
-        """Go on from a stopped run, if there is one: its variables, and its epochs replayed to the callbacks."""
-        path = self.folder / "backup" / "state.npz"
-        content = self.workers.tell(path.read_bytes() if self.workers.is_first and path.exists() else b"")
+        """Go on from a stopped run, if there is one: load its variables, and replay its epochs to the callbacks."""
+        content = self.workers.broadcast(self.checkpoint.read_bytes() if self.workers.is_first else b"")
         if not content:
             return
-        self.load(content)
+        self.position = self.checkpoint.load(content)
         optimizer = self.steps.optimizer
         rate = float(optimizer.learning_rate.numpy())
-        self.chosen.replaying = True
-        for epoch, row in enumerate(self.done.rows):
+        self.best_weights.replaying = True
+        for epoch, row in enumerate(self.position.rows):
             logs = {name: value for name, value in row.items() if name != "epoch"}
-            for callback in self.remembering:
+            for callback in self.replayed:
                 callback.on_epoch_end(epoch, logs)
-        self.chosen.replaying = False
+        self.best_weights.replaying = False
         optimizer.learning_rate = rate
-        logger.info("stage 1 goes on after epoch %d, step %d", len(self.done.rows), len(self.done.losses))
+        logger.info("stage 1 goes on after epoch %d, step %d", len(self.position.rows), len(self.position.losses))
 
     def _save_if_due(self) -> None:
         """Save now and then, and where a signal asks any worker to stop; then stop."""
         stop = self.workers.any(stop_requested())
-        if stop or time.monotonic() - self.saved > self.save_seconds:
+        if stop or time.monotonic() - self.last_save > self.save_seconds:
             self.save()
         if stop:
             raise KeyboardInterrupt
 
     def _risk_sets(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.options.seed, epoch])
-        return draw_risk_sets(self.parts["train"], self.options.risk_set, rng, smallest=2 * self.workers.devices)
-
-    def _applied(self) -> int:
-        return int(self.steps.optimizer.iterations.numpy())
-
-    def _set_rate(self, step: int) -> None:
-        """The learning rate of this step: warm-up, then the cosine, or what the plateau's callback left."""
-        options, optimizer = self.options, self.steps.optimizer
-        warm = options.warmup_epochs * self.num_steps
-        if step < warm:
-            optimizer.learning_rate = options.learning_rate * (step + 1) / (warm + 1)
-        elif options.lr_schedule == "cosine":
-            done = (step - warm) / max(1.0, options.epochs * self.num_steps - warm)
-            optimizer.learning_rate = options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        elif step < warm + 1:
-            optimizer.learning_rate = options.learning_rate
+        smallest = 2 * self.workers.num_devices
+        return draw_risk_sets(self.parts["train"], self.options.risk_set, rng, smallest=smallest)
 
 
-def _check(parts: dict[str, Scans], options: Options, devices: int) -> None:
-    """Refuse what would train on nothing, or choose the best epoch by nothing."""
+def _check(parts: dict[str, Scans], options: Options, num_devices: int) -> None:
+    """Refuse parts on which nothing can be learned, or no epoch be chosen.
+
+    Raises:
+        InputError: names each part and setting.
+    """
     problems = []
-    for name, words in (("train", "training"), ("val", "validation")):
-        time, event, last = parts[name].time, parts[name].event, parts[name].last
+    for name, title in (("train", "training"), ("val", "validation")):
+        time, event, last = parts[name].outcome.time, parts[name].outcome.event, parts[name].last
         if not event.any() or time[event].min() >= time.max():
             problems.append(
-                f"the {words} part: expected a subject with an event before another's time, received "
+                f"the {title} part: expected a subject with an event before another's time, received "
                 f"{event[last].sum()} events of {last.sum()} subjects. Change the split, or SEED"
             )
-    event = parts["train"].event[parts["train"].last]
+    event = parts["train"].outcome.event[parts["train"].last]
     if 0 < event.sum() < math.ceil(len(event) / options.risk_set):
         problems.append(
             f"RISK_SET: expected {math.ceil(len(event) / event.sum())} or more subjects, so that each loss has an "
             f"event ({event.sum()} of {len(event)} training subjects have one), received {options.risk_set}"
         )
-    if min(options.risk_set, len(event)) < 2 * devices:
+    if min(options.risk_set, len(event)) < 2 * num_devices:
         problems.append(
-            f"RISK_SET: expected {2 * devices} or more subjects, so that each of {devices} devices has 2, received "
-            f"{options.risk_set} of {len(event)}"
+            f"RISK_SET: expected {2 * num_devices} or more subjects, so that each of {num_devices} devices has 2, "
+            f"received {options.risk_set} of {len(event)}"
         )
     if problems:
         raise InputError("Stage 1 can't learn from this. " + "; ".join(problems) + ".")

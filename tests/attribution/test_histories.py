@@ -24,12 +24,12 @@ class Curved:
     def correct(self, data):
         visits = data.visits
         starts = np.concatenate([[0], np.cumsum(visits.sizes)[:-1]])
-        found = []
+        corrections = []
         for subject, last in zip(data.landmarks.subject, data.landmarks.visit, strict=True):
             rows = starts[: last + 1] + visits.rank[subject]
             state = np.tanh(data.inputs[rows] @ np.linspace(-0.4, 0.6, data.inputs.shape[1]))
-            found.append((state * np.exp(-data.years[rows])).sum() + 0.3 * np.prod(1 + state))
-        return np.array(found)[None], np.zeros((1, len(data.inputs)))
+            corrections.append((state * np.exp(-data.years[rows])).sum() + 0.3 * np.prod(1 + state))
+        return np.array(corrections)[None], np.zeros((1, len(data.inputs)))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def subject(cohort):
     return cohort[cohort["subject"] == "S02"].reset_index(drop=True)
 
 
-def stage1_of(rng, *, curved=True):
+def image_stage_of(rng, *, curved=True):
     """Three outputs of a volume, with the gradient by hand."""
     kernel = rng.normal(size=(int(np.prod(SHAPE)), 3)) / 3
 
@@ -70,26 +70,27 @@ def stage1_of(rng, *, curved=True):
         flat = volumes.reshape(len(volumes), -1)
         return flat @ kernel + (0.05 * (flat**2) @ np.abs(kernel) if curved else 0)
 
-    def pull(volumes, weights):
+    def gradient_of_weighted_outputs(volumes, weights):
         flat = volumes.reshape(len(volumes), -1)
         slope = weights @ kernel.T + (0.1 * flat * (weights @ np.abs(kernel).T) if curved else 0)
         return slope.reshape(volumes.shape)
 
-    return histories.Stage1(NAMES, outputs, pull)
+    return histories.ImageStage(NAMES, outputs, gradient_of_weighted_outputs)
 
 
 REGIONS = Regions(np.arange(24).reshape(SHAPE) % 4, {1: "left", 2: "right", 3: "top"})
+SETTINGS = histories.HistorySettings(REGIONS, HORIZONS, seed=0)
 
 
-def by_every_order(worth, number):
+def by_every_order(coalition_value, number):
     """The mean gain of each player over all orders."""
     values = np.zeros(number)
     for order in itertools.permutations(range(number)):
         members = np.zeros((1, number), bool)
         for player in order:
-            before = worth(members)[0]
+            before = coalition_value(members)[0]
             members[0, player] = True
-            values[player] += worth(members)[0] - before
+            values[player] += coalition_value(members)[0] - before
     return values / factorial(number)
 
 
@@ -102,22 +103,22 @@ def test_the_glove_game():
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_all_coalitions_as_all_orders(rng, number):
-    worths = rng.normal(size=2**number)
+    value_of = rng.normal(size=2**number)
 
-    def worth(members):
-        return worths[members @ (1 << np.arange(number))]
+    def coalition_value(members):
+        return value_of[members @ (1 << np.arange(number))]
 
-    values = histories.shapley(worth, number)
-    np.testing.assert_allclose(values, by_every_order(worth, number), atol=1e-12)
-    assert values.sum() == pytest.approx(worths[-1] - worths[0], abs=1e-12)
+    values = histories.shapley(coalition_value, number)
+    np.testing.assert_allclose(values, by_every_order(coalition_value, number), atol=1e-12)
+    assert values.sum() == pytest.approx(value_of[-1] - value_of[0], abs=1e-12)
 
 
 def test_visits_sum_to_the_log_hazard(predictor, subject):
-    found = histories.visit_shapley(predictor, subject, expected=0.4)
+    visits = histories.visit_shapley(predictor, subject, expected=0.4)
     whole = predictor.predict(subject, (), years=())["log_hazard"].iloc[0]
-    assert found["shapley"].sum() == pytest.approx(whole - 0.4, abs=1e-6)
-    np.testing.assert_allclose(found["attention"], 1 / 3)
-    np.testing.assert_array_equal(found["visit"], [1, 2, 3])
+    assert visits["shapley"].sum() == pytest.approx(whole - 0.4, abs=1e-6)
+    np.testing.assert_allclose(visits["attention"], 1 / 3)
+    np.testing.assert_array_equal(visits["visit"], [1, 2, 3])
 
 
 def test_a_visit_taken_out_has_never_been(predictor, subject):
@@ -127,9 +128,9 @@ def test_a_visit_taken_out_has_never_been(predictor, subject):
     def alone(*rows):
         return predictor.predict(two.iloc[list(rows)], (two["visit_time"].iloc[1],), years=())["log_hazard"].iloc[0]
 
-    found = histories.visit_shapley(predictor, two, expected=0.4)["shapley"]
+    values = histories.visit_shapley(predictor, two, expected=0.4)["shapley"]
     first = (alone(0) - 0.4 + alone(0, 1) - alone(1)) / 2
-    assert found[0] == pytest.approx(first, abs=1e-12)
+    assert values[0] == pytest.approx(first, abs=1e-12)
     assert abs(first) > 1e-3
 
 
@@ -142,34 +143,35 @@ def test_a_visit_masked_from_the_start_is_exactly_0(predictor, subject):
 
 
 def test_one_visit_is_all(predictor, subject):
-    one = subject.iloc[:1]
-    whole = predictor.predict(one, (), years=())["log_hazard"].iloc[0]
-    assert histories.visit_shapley(predictor, one, expected=0.4)["shapley"][0] == pytest.approx(whole - 0.4, abs=1e-12)
+    first = subject.iloc[:1]
+    whole = predictor.predict(first, (), years=())["log_hazard"].iloc[0]
+    visits = histories.visit_shapley(predictor, first, expected=0.4)
+    assert visits["shapley"][0] == pytest.approx(whole - 0.4, abs=1e-12)
 
 
 def test_too_many_visits_are_said(predictor, subject, caplog):
     many = pd.concat([subject.iloc[:1]] * 13, ignore_index=True).assign(visit_time=np.arange(13.0))
-    found = histories.visit_shapley(predictor, many, expected=0.4)
-    assert found["shapley"].isna().all() and found["attention"].sum() == pytest.approx(1)
+    visits = histories.visit_shapley(predictor, many, expected=0.4)
+    assert visits["shapley"].isna().all() and visits["attention"].sum() == pytest.approx(1)
     assert "13 visits" in caplog.text
 
 
 def test_groups_sum_to_the_gap_from_the_training_mean(predictor, subject):
-    found = histories.group_shapley(predictor, subject)
-    predict = histories._on_inputs(predictor, subject)
+    groups = histories.group_shapley(predictor, subject)
+    predict = histories._log_hazard_of_inputs(predictor, subject)
     inputs = predictor.prepare(subject)[None]
     gap = (predict(inputs) - predict(np.zeros_like(inputs)))[0]
-    assert found["shapley"].sum() == pytest.approx(gap, abs=1e-6)
-    assert found["num_inputs"].sum() == predictor.prepare.num_inputs
+    assert groups["shapley"].sum() == pytest.approx(gap, abs=1e-6)
+    assert groups["num_inputs"].sum() == predictor.prepare.num_inputs
 
 
 def test_a_linear_model_gives_each_group_its_terms(predictor, subject):
     linear = Predictor(predictor.prepare, (), predictor.link, None, 1.2, predictor.baselines)
     terms = 1.2 * linear.link[0] * linear.prepare(subject)[-1]  # of the last visit
-    found = histories.group_shapley(linear, subject).set_index("group")["shapley"]
+    values = histories.group_shapley(linear, subject).set_index("group")["shapley"]
     group = np.array(histories.input_groups(linear.prepare))
-    for name in found.index:
-        assert found[name] == pytest.approx(terms[group == name].sum(), abs=1e-12)
+    for name in values.index:
+        assert values[name] == pytest.approx(terms[group == name].sum(), abs=1e-12)
 
 
 def test_the_groups_by_name(predictor):
@@ -184,78 +186,79 @@ def explained(predictor, subject, rng, *, curved=True, num_background=64):
     table = subject.drop(columns=list(NAMES))
     volumes = rng.normal(size=(len(table), *SHAPE, 1)).astype(np.float32)
     background = rng.normal(size=(num_background, *SHAPE, 1)).astype(np.float32)
-    stage1 = stage1_of(rng, curved=curved)
-    found, told = histories.region_by_visit(
-        predictor, table, volumes, background, stage1=stage1, regions=REGIONS, horizons=HORIZONS
+    image_stage = image_stage_of(rng, curved=curved)
+    effects, metrics = histories.region_by_visit(
+        predictor, table, volumes, background, image_stage=image_stage, settings=SETTINGS
     )
 
     def predicted(volumes):
-        outputs = stage1.outputs(volumes).astype(float)
+        outputs = image_stage.outputs(volumes).astype(float)
         whole = table.assign(**dict(zip(NAMES, outputs.T, strict=True)))
         return predictor.predict(whole, (), years=HORIZONS).iloc[0]
 
-    mine, others = predicted(volumes), [predicted(np.repeat(one[None], len(table), axis=0)) for one in background]
-    return found, told, mine, pd.DataFrame(others), volumes, background, stage1
+    of_background = pd.DataFrame([predicted(np.repeat(other[None], len(table), axis=0)) for other in background])
+    return effects, metrics, predicted(volumes), of_background, volumes, background, image_stage
 
 
 def test_region_by_visit_sums_to_the_gap(predictor, subject, rng):
-    found, told, mine, others, *_ = explained(predictor, subject, rng)
-    assert found["log_hazard"].sum() == pytest.approx(mine["log_hazard"] - others["log_hazard"].mean(), abs=1e-9)
+    effects, metrics, own, of_background, *_ = explained(predictor, subject, rng)
+    gap = own["log_hazard"] - of_background["log_hazard"].mean()
+    assert effects["log_hazard"].sum() == pytest.approx(gap, abs=1e-9)
     for year in HORIZONS:  # risk falls as survival rises
-        gap = others[f"survival_{year}"].mean() - mine[f"survival_{year}"]
-        assert found[f"risk_{year}"].sum() == pytest.approx(gap, abs=1e-9)
-    assert told["log_hazard"] == pytest.approx(mine["log_hazard"]) and told["unattributed"] < 0.05
-    assert len(found) == 5 * 3 and set(found["region"]) == {"elsewhere", "left", "right", "top", "unattributed"}
+        gap = of_background[f"survival_{year}"].mean() - own[f"survival_{year}"]
+        assert effects[f"risk_{year}"].sum() == pytest.approx(gap, abs=1e-9)
+    assert metrics["log_hazard"] == pytest.approx(own["log_hazard"]) and metrics["unattributed"] < 0.05
+    assert len(effects) == 5 * 3 and set(effects["region"]) == {"elsewhere", "left", "right", "top", "unattributed"}
 
 
 def test_linear_stages_give_weight_times_difference(predictor, subject, rng):
     linear = Predictor(predictor.prepare, (), predictor.link, None, 1.2, predictor.baselines)
-    found, told, _, _, volumes, background, stage1 = explained(linear, subject, rng, curved=False)
-    assert told["unattributed"] < 1e-6
+    effects, metrics, _, _, volumes, background, image_stage = explained(linear, subject, rng, curved=False)
+    assert metrics["unattributed"] < 1e-6
     plain = subject.drop(columns=list(NAMES))
 
     def log_hazard(outputs):
         whole = plain.assign(**dict(zip(NAMES, outputs.T, strict=True)))
         return linear.predict(whole, (), years=())["log_hazard"].iloc[0]
 
-    own = stage1.outputs(volumes).astype(float)
-    wide = found.pivot_table(index="label", columns="visit", values="log_hazard")
+    outputs = image_stage.outputs(volumes).astype(float)
+    wide = effects.pivot_table(index="label", columns="visit", values="log_hazard")
     for visit, label in itertools.product(range(3), range(4)):  # put the background's mean into one region of one visit
         changed = volumes.copy()
         inside = REGIONS.labels == label
         changed[visit][inside] = background.mean(axis=0)[inside]
-        effect = log_hazard(own) - log_hazard(stage1.outputs(changed).astype(float))
+        effect = log_hazard(outputs) - log_hazard(image_stage.outputs(changed).astype(float))
         assert wide.loc[label, visit + 1] == pytest.approx(effect, abs=1e-5)
 
 
 def test_a_region_that_nothing_reads_has_no_effect(predictor, subject, rng):
-    table, stage1 = subject.drop(columns=list(NAMES)), stage1_of(rng)
+    table, image_stage = subject.drop(columns=list(NAMES)), image_stage_of(rng)
     blind = (REGIONS.labels != 2)[..., None]
-    seeing = histories.Stage1(
-        NAMES, lambda v: stage1.outputs(v * blind), lambda v, w: stage1.pull(v * blind, w) * blind
+    seeing = histories.ImageStage(
+        NAMES,
+        lambda v: image_stage.outputs(v * blind),
+        lambda v, w: image_stage.gradient_of_weighted_outputs(v * blind, w) * blind,
     )
     volumes, background = (rng.normal(size=(n, *SHAPE, 1)).astype(np.float32) for n in (3, 8))
-    found, _ = histories.region_by_visit(
-        predictor, table, volumes, background, stage1=seeing, regions=REGIONS, horizons=HORIZONS
-    )
-    assert (found.loc[found["label"] == 2, ["log_hazard", "risk_2.0"]] == 0).to_numpy().all()
-    assert found.loc[found["label"] == 1, "log_hazard"].abs().min() > 1e-6
+    effects, _ = histories.region_by_visit(predictor, table, volumes, background, image_stage=seeing, settings=SETTINGS)
+    assert (effects.loc[effects["label"] == 2, ["log_hazard", "risk_2.0"]] == 0).to_numpy().all()
+    assert effects.loc[effects["label"] == 1, "log_hazard"].abs().min() > 1e-6
 
 
 def test_a_subject_like_the_background_has_no_gap(predictor, subject, rng):
-    table, stage1 = subject.drop(columns=list(NAMES)), stage1_of(rng)
+    table, image_stage = subject.drop(columns=list(NAMES)), image_stage_of(rng)
     volume = rng.normal(size=(1, *SHAPE, 1)).astype(np.float32)
-    found, told = histories.region_by_visit(
-        predictor, table, volume.repeat(3, axis=0), volume, stage1=stage1, regions=REGIONS, horizons=HORIZONS
+    effects, metrics = histories.region_by_visit(
+        predictor, table, volume.repeat(3, axis=0), volume, image_stage=image_stage, settings=SETTINGS
     )
-    assert np.abs(found[["log_hazard", "risk_5.0"]]).to_numpy().max() < 1e-12
-    assert told["unattributed"] is None
+    assert effects[["log_hazard", "risk_5.0"]].abs().to_numpy().max() < 1e-12
+    assert metrics["unattributed"] is None
 
 
 def test_few_backgrounds_get_more_gradients_each(predictor, subject, rng):
     """Two backgrounds alone, on a line with an even grid each."""
-    _, told, *_ = explained(predictor, subject, rng, num_background=2)
-    assert told["unattributed"] < 0.02
+    _, metrics, *_ = explained(predictor, subject, rng, num_background=2)
+    assert metrics["unattributed"] < 0.02
 
 
 def test_risk_is_of_the_landmarks_baseline(predictor):
@@ -267,17 +270,16 @@ def test_risk_is_of_the_landmarks_baseline(predictor):
 
 def test_the_whole_explanation(predictor, subject, rng):
     volumes, background = (rng.normal(size=(n, *SHAPE, 1)).astype(np.float32) for n in (3, 4))
-    found = histories.explain_history(
+    explanation = histories.explain_history(
         predictor,
         subject.drop(columns=list(NAMES)).assign(time=9.0, event=True),
         volumes,
         background,
-        stage1=stage1_of(rng),
-        regions=REGIONS,
-        horizons=HORIZONS,
+        image_stage=image_stage_of(rng),
         expected=0.4,
+        settings=SETTINGS,
     )
-    told = found["metrics"]
-    assert found["visits"]["shapley"].sum() + 0.4 == pytest.approx(told["log_hazard"], abs=1e-6)
-    gap = told["log_hazard"] - told["background_log_hazard"]
-    assert found["regions"]["log_hazard"].sum() == pytest.approx(gap, abs=1e-9)
+    log_hazard, base = (explanation["metrics"][name] for name in ("log_hazard", "background_log_hazard"))
+    assert log_hazard is not None and base is not None
+    assert explanation["visits"]["shapley"].sum() + 0.4 == pytest.approx(log_hazard, abs=1e-6)
+    assert explanation["regions"]["log_hazard"].sum() == pytest.approx(log_hazard - base, abs=1e-9)

@@ -61,8 +61,8 @@ def test_parcels_cover_the_brain_and_mirror_each_other(brain):
 
 
 def test_parcels_are_the_same_for_the_same_seed(brain):
-    one, other = (regions.make_parcels(brain, AFFINE, num_parcels=8) for _ in range(2))
-    np.testing.assert_array_equal(one.labels, other.labels)
+    first, second = (regions.make_parcels(brain, AFFINE, num_parcels=8) for _ in range(2))
+    np.testing.assert_array_equal(first.labels, second.labels)
     with pytest.raises(ValueError, match="expected at least 8 voxels, received 3"):
         regions.make_parcels(np.arange(8).reshape(2, 2, 2) < 3, AFFINE, num_parcels=8)
 
@@ -74,9 +74,9 @@ def test_an_atlas_on_a_finer_grid_gives_the_nearest_label(tmp_path, brain):
     affine[:3, 3] = AFFINE[:3, 3] - 1
     nib.save(nib.Nifti1Image(fine, affine), tmp_path / "atlas.nii.gz")
     (tmp_path / "atlas.csv").write_text("label,region\n7,left half\n")
-    found = regions.read_atlas(tmp_path / "atlas.nii.gz", brain, AFFINE)
-    assert found.names == {7: "left half", 9: "9"}
-    np.testing.assert_array_equal(found.labels, np.where(np.arange(20) < 10, 7, 9)[:, None, None] + np.zeros(SHAPE))
+    atlas = regions.read_atlas(tmp_path / "atlas.nii.gz", brain, AFFINE)
+    assert atlas.names == {7: "left half", 9: "9"}
+    np.testing.assert_array_equal(atlas.labels, np.where(np.arange(20) < 10, 7, 9)[:, None, None] + np.zeros(SHAPE))
 
 
 def test_an_atlas_that_cannot_be_used_is_refused(tmp_path, brain):
@@ -126,42 +126,44 @@ def exact_shapley(predict, volume, other, areas):
     def value(coalition):
         return predict(np.where(np.isin(areas.labels, list(coalition))[..., None], volume, other)[None])[0]
 
-    found = np.zeros(5)
+    values = np.zeros(5)
     for player in players:
         rest = [p for p in players if p != player]
         for size in range(5):
             weight = factorial(size) * factorial(4 - size) / factorial(5)
             for coalition in combinations(rest, size):
-                found[player] += weight * (value((*coalition, player)) - value(coalition))
-    return found
+                values[player] += weight * (value((*coalition, player)) - value(coalition))
+    return values
 
 
 def test_shapley_values_are_complete_whatever_is_drawn(rng, quarters):
     predict = interacting(quarters)
     volume, background = rng.normal(size=(4, 4, 3, 1)), rng.normal(size=(3, 4, 4, 3, 1))
-    found = regions.region_shapley(predict, volume, background, quarters, rounds=1)
-    assert found.sum() == pytest.approx(predict(volume[None])[0] - predict(background).mean(), abs=1e-10)
+    values = regions.region_shapley(predict, volume, background, quarters, rounds=1, seed=0)
+    assert values.sum() == pytest.approx(predict(volume[None])[0] - predict(background).mean(), abs=1e-10)
 
 
 def test_shapley_values_tend_to_those_of_all_coalitions(rng, quarters):
     predict = interacting(quarters)
     volume, background = rng.normal(size=(4, 4, 3, 1)), rng.normal(size=(2, 4, 4, 3, 1))
-    wanted = np.mean([exact_shapley(predict, volume, other, quarters) for other in background], axis=0)
-    found = regions.region_shapley(predict, volume, background, quarters, rounds=400)
-    np.testing.assert_allclose(found.loc[[0, 1, 2, 3, 4]], wanted, atol=0.02)
+    expected = np.mean([exact_shapley(predict, volume, other, quarters) for other in background], axis=0)
+    values = regions.region_shapley(predict, volume, background, quarters, rounds=400, seed=0)
+    np.testing.assert_allclose(values.loc[[0, 1, 2, 3, 4]], expected, atol=0.02)
 
 
 def test_an_additive_hazard_needs_one_order(rng, quarters):
     weights = np.array([0.5, 1.0, -2.0, 3.0, 0.0])
     volume, background = rng.normal(size=(4, 4, 3, 1)), rng.normal(size=(3, 4, 4, 3, 1))
-    found = regions.region_shapley(lambda v: means(v, quarters) @ weights, volume, background, quarters)
-    wanted = weights * (means(volume[None], quarters)[0] - means(background, quarters).mean(axis=0))
-    np.testing.assert_allclose(found.loc[list(range(5))], wanted, atol=1e-10)
+    values = regions.region_shapley(lambda v: means(v, quarters) @ weights, volume, background, quarters, seed=0)
+    expected = weights * (means(volume[None], quarters)[0] - means(background, quarters).mean(axis=0))
+    np.testing.assert_allclose(values.loc[list(range(5))], expected, atol=1e-10)
 
 
 def test_regions_turn_one_by_one_in_order(quarters):
-    volume, other = np.ones((4, 4, 3, 1)), np.zeros((4, 4, 3, 1))
-    curve = regions.switch_on(lambda v: v.sum(axis=(1, 2, 3, 4)), volume, other, quarters, np.array([0, 2, 1, 4, 3]))
+    after, before = np.ones((4, 4, 3, 1)), np.zeros((4, 4, 3, 1))
+    curve = regions.replace_regions(
+        lambda v: v.sum(axis=(1, 2, 3, 4)), before, after, quarters, np.array([0, 2, 1, 4, 3])
+    )
     np.testing.assert_allclose(curve, [0, 16, 24, 32, 40, 48])
 
 
@@ -171,11 +173,13 @@ def test_regions_turn_one_by_one_in_order(quarters):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_true_order_beats_chance_and_the_reverse_loses(quarters, sign):
     weights = sign * np.array([0.0, 8.0, 4.0, 2.0, 1.0])
-    volume, other = np.ones((4, 4, 3, 1)), np.zeros((4, 4, 3, 1))
+    volume, absent = np.ones((4, 4, 3, 1)), np.zeros((4, 4, 3, 1))
     scores = pd.Series(weights, index=range(5))
 
     def measured(attribution):
-        return regions.deletion_insertion(lambda v: means(v, quarters) @ weights, volume, other, quarters, attribution)
+        return regions.deletion_insertion(
+            lambda v: means(v, quarters) @ weights, volume, absent, quarters, attribution, seed=0
+        )
 
     right, wrong = measured(scores), measured(-scores)
     # left of 15 once 0 ... 5 regions are out: 15, 7, 3, 1, 0, 0
@@ -187,8 +191,8 @@ def test_the_true_order_beats_chance_and_the_reverse_loses(quarters, sign):
 
 def test_without_a_gap_there_is_nothing_to_delete(quarters):
     volume, scores = np.ones((4, 4, 3, 1)), pd.Series(np.zeros(5), index=range(5))
-    found = regions.deletion_insertion(lambda v: v.sum(axis=(1, 2, 3, 4)), volume, volume, quarters, scores)
-    assert set(found.values()) == {None}
+    measures = regions.deletion_insertion(lambda v: v.sum(axis=(1, 2, 3, 4)), volume, volume, quarters, scores, seed=0)
+    assert set(measures.values()) == {None}
 
 
 # ---- The cohort ----------------------------------------------------------------------------------------
@@ -201,10 +205,14 @@ def test_cohort_table_by_hand():
         for subject, pair in values.items()
     }
     tables["b"] = tables["b"].iloc[::-1]  # each subject's own order
-    found = regions.cohort_table(tables, {"a": True, "b": True, "c": False}).set_index(["region", "group"]).T.to_dict()
-    assert found["x", "all"]["attribution"] == 3 and found["y", "all"]["attribution"] == 1
-    assert found["y", "converted"]["attribution"] == 1 and found["y", "converted"]["absolute"] == 3
-    assert found["y", "stable"]["num_subjects"] == 1 and np.isnan(found["y", "stable"]["absolute_low"])
-    pair, everyone = found["x", "converted"], found["x", "all"]
+    rows = (
+        regions.cohort_table(tables, {"a": True, "b": True, "c": False}, seed=0)
+        .set_index(["region", "group"])
+        .T.to_dict()
+    )
+    assert rows["x", "all"]["attribution"] == 3 and rows["y", "all"]["attribution"] == 1
+    assert rows["y", "converted"]["attribution"] == 1 and rows["y", "converted"]["absolute"] == 3
+    assert rows["y", "stable"]["num_subjects"] == 1 and np.isnan(rows["y", "stable"]["absolute_low"])
+    pair, everyone = rows["x", "converted"], rows["x", "all"]
     assert (pair["attribution_low"], pair["attribution_high"]) == (1, 3)
     assert 1 <= everyone["attribution_low"] < 3 < everyone["attribution_high"] <= 5

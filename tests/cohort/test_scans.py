@@ -63,12 +63,12 @@ def test_every_kind_is_read_as_nibabel_reads_it(tmp_path, greys, kind, order, dt
     content = image.to_bytes()
     # the suffix is of the other kind: what counts is how the file begins
     path = write(tmp_path, gzip.compress(content) if packed else content, "scan.nii" if packed else "scan.nii.gz")
-    scan, found = read(path)
+    scan, greys_read = read(path)
     expected = np.asarray(kind.from_bytes(content).dataobj)
     assert scan.dtype.byteorder in ("|", order, "=" if order == "<" else "|")
-    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    np.testing.assert_array_equal(greys_read, expected.astype(np.float32))
     np.testing.assert_array_equal(scan.affine, AFFINE)
-    assert found.dtype.isnative and found.dtype in (np.dtype(dtype), np.dtype(np.float32))
+    assert greys_read.dtype.isnative and greys_read.dtype in (np.dtype(dtype), np.dtype(np.float32))
 
 
 def test_a_volume_of_more_than_one_block(tmp_path):
@@ -80,17 +80,17 @@ def test_a_volume_of_more_than_one_block(tmp_path):
 
 def test_one_time_of_a_4d_file_is_a_volume(tmp_path, greys):
     path = write(tmp_path, image_of(greys[..., None, None]).to_bytes())
-    scan, found = read(path)
+    scan, greys_read = read(path)
     assert scan.shape == greys.shape
-    np.testing.assert_array_equal(found, greys)
+    np.testing.assert_array_equal(greys_read, greys)
 
 
 def test_an_extension_before_the_voxels_is_skipped(tmp_path, greys):
     image = image_of(greys)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a note" * 50))
-    scan, found = read(write(tmp_path, image.to_bytes()))
+    scan, greys_read = read(write(tmp_path, image.to_bytes()))
     assert scan.offset > 352
-    np.testing.assert_array_equal(found, greys)
+    np.testing.assert_array_equal(greys_read, greys)
 
 
 def test_a_slope_of_0_is_none(tmp_path, greys):
@@ -204,15 +204,15 @@ def test_text_is_refused(tmp_path):
 
 PEAK = """
 import resource, sys
-from data import build_cache
+from data import Preprocessing, build_cache
 import pandas as pd
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 table = pd.DataFrame({"scan": ["scan"], "nifti_path": [sys.argv[1]]})
-import nifti, data, gzip, scipy.ndimage
+import gzip, scipy.ndimage
 before = peak()
 try:
-    build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], max_voxels=int(sys.argv[3]), jobs=1)
+    build_cache(table, Preprocessing((16, 16, 16), max_voxels=int(sys.argv[3])), folder=sys.argv[2], jobs=1)
 except ValueError as error:
     print(error, file=sys.stderr)
 print(peak() - before)
@@ -239,8 +239,8 @@ def test_memory_is_twice_the_largest_volume_in_float32_at_most(tmp_path, dtype):
     values = np.random.default_rng(0).integers(0, 200, (224, 224)).astype(dtype)
     image = image_of(np.broadcast_to(values, shape).astype(dtype))
     path = write(tmp_path, gzip.compress(image.to_bytes(), 1))
-    grown, told = peak_of(path, tmp_path / "cache", 224**3)
-    assert "can't be used" not in told
+    grown, message = peak_of(path, tmp_path / "cache", 224**3)
+    assert "can't be used" not in message
     assert grown < 2 * 4 * 224**3
 
 
@@ -248,8 +248,8 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     """1 GB of zeros behind a small volume, in 1 MB; and a header that asks for more than MAX_VOXELS."""
     bomb = gzip.compress(image_of(np.ones((16, 16, 16), np.uint8)).to_bytes())
     path = write(tmp_path, bomb + gzip.compress(bytes(2**20)) * 1000)
-    grown, told = peak_of(path, tmp_path / "cache", 64**3)
-    assert "more follows after its 4096 voxels" in told and grown < 2**25
+    grown, message = peak_of(path, tmp_path / "cache", 64**3)
+    assert "more follows after its 4096 voxels" in message and grown < 2**25
     path = write(tmp_path, altered(image_of(np.ones((16, 16, 16), np.uint8)), dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]))
-    grown, told = peak_of(path, tmp_path / "cache", 64**3)
-    assert "expected at most MAX_VOXELS" in told and grown < 2**25
+    grown, message = peak_of(path, tmp_path / "cache", 64**3)
+    assert "expected at most MAX_VOXELS" in message and grown < 2**25

@@ -91,8 +91,8 @@ def test_a_cohort_that_is_there_is_kept(cohort):
 
 
 def draw(anatomy, **changes):
-    how = {"atrophy": 0.0, "frontal": 0.0, "nuisance": 0.0} | changes
-    return simulate.draw_scan(anatomy, **how, rng=np.random.default_rng(0)).astype(float)
+    settings = {"atrophy": 0.0, "frontal": 0.0, "nuisance": 0.0} | changes
+    return simulate.draw_scan(anatomy, **settings, rng=np.random.default_rng(0)).astype(float)
 
 
 @pytest.mark.parametrize("label", simulate.ATROPHY_LABELS)

@@ -69,8 +69,8 @@ def test_every_scan_that_would_be_refused_is_named(verified, scans):
     with pytest.raises(InputError, match=r"scans can't be used \(2\)") as found:
         verified(f"--COHORT_CSV={scans / 'cohort.csv'}")
     assert "S0003_v2.nii.gz: expected a NIfTI volume, can't read it" in str(found.value)
-    assert "grid, 48 x 56 x 48 voxels of 4 x 4 x 4 mm" in str(found.value)
-    assert "received 8 x 9 x 10 voxels of 4 x 4 x 4 mm from (0.0, 0.0, 0.0)" in str(found.value)
+    assert "expected the grid of the other scans, 48 x 56 x 48 voxels of 4 x 4 x 4 mm" in str(found.value)
+    assert "received 8 x 9 x 10 voxels of 4 x 4 x 4 mm from (0.00, 0.00, 0.00)" in str(found.value)
 
 
 def test_damage_is_named_by_file(verified, tmp_path):

@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from data import build_cache, load_volume
+from data import Preprocessing, build_cache, load_volume
 from runs import cluster
 from runs.errors import InputError
 from runs.files import ROOT
 
 SHAPE = (16, 16, 16)
+HOW = Preprocessing(SHAPE)
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Dask's, as it closes
 
@@ -29,6 +31,14 @@ def table(tmp_path, rng):
         values = rng.integers(0, 200, (18, 20, 16)).astype(np.int16)
         nib.save(nib.Nifti1Image(values, np.diag([4.0, 4, 4, 1])), tmp_path / f"{scan}.nii.gz")
     return pd.DataFrame({"scan": scans, "nifti_path": [str(tmp_path / f"{scan}.nii.gz") for scan in scans]})
+
+
+def names(built):
+    return [Path(entry).name for entry in built[0]["cache_entry"]]
+
+
+def contents(built):
+    return [Path(entry).read_bytes() for entry in built[0]["cache_entry"]]
 
 
 @contextlib.contextmanager
@@ -65,63 +75,64 @@ def scheduler(tmp_path_factory):
 
 
 def test_a_cluster_builds_the_same_entries(scheduler, table, tmp_path):
-    here = build_cache(table, shape=SHAPE, folder=tmp_path / "here", jobs=1)
-    there = build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler)
-    assert [entry.name for entry in there.entries] == [entry.name for entry in here.entries]
-    assert there.num_built == len(table)
-    assert [entry.read_bytes() for entry in there.entries] == [entry.read_bytes() for entry in here.entries]
-    assert build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler).num_built == 0
+    here = build_cache(table, HOW, folder=tmp_path / "here", jobs=1)
+    there = build_cache(table, HOW, folder=tmp_path / "there", scheduler=scheduler)
+    assert names(there) == names(here)
+    assert there[1].num_built == len(table)
+    assert contents(there) == contents(here)
+    assert build_cache(table, HOW, folder=tmp_path / "there", scheduler=scheduler)[1].num_built == 0
 
 
 def test_a_cluster_names_every_bad_scan(scheduler, table, tmp_path):
     for scan in ("s3", "s20"):
         (tmp_path / f"{scan}.nii.gz").write_text("no volume")
     with pytest.raises(InputError, match=r"\(2\):\n  s3: .*can't read it.*\n  s20: .*can't read it"):
-        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler)
+        build_cache(table, HOW, folder=tmp_path / "there", scheduler=scheduler)
 
 
 def test_equal_scans_may_be_done_at_once(scheduler, table, tmp_path):
     """Threads of one process write one entry."""
     table = table.assign(nifti_path=table["nifti_path"][0])
-    cache = build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=scheduler)
-    assert len(set(cache.entries)) == 1 and load_volume(cache.entries[0]).shape == (*SHAPE, 1)
-    assert os.listdir(tmp_path / "there") == [cache.entries[0].name]
+    built = build_cache(table, HOW, folder=tmp_path / "there", scheduler=scheduler)
+    (entry,) = set(built[0]["cache_entry"])
+    assert load_volume(entry).shape == (*SHAPE, 1)
+    assert os.listdir(tmp_path / "there") == [Path(entry).name]
 
 
 def test_nobody_at_the_address_is_told(table, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 1)
     with pytest.raises(InputError, match=r"SCHEDULER: expected a scheduler at tcp://127\.0\.0\.1:1, can't reach it"):
-        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler="tcp://127.0.0.1:1")
+        build_cache(table, HOW, folder=tmp_path / "there", scheduler="tcp://127.0.0.1:1")
     with pytest.raises(InputError, match="SCHEDULER: expected a scheduler at nowhere://x, can't reach it"):
-        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler="nowhere://x")
+        build_cache(table, HOW, folder=tmp_path / "there", scheduler="nowhere://x")
 
 
 def test_what_to_install_is_told(table, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r"SCHEDULER: expected Dask.*pip install dask distributed"):
-        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler="tcp://127.0.0.1:8786")
+        build_cache(table, HOW, folder=tmp_path / "there", scheduler="tcp://127.0.0.1:8786")
 
 
 def test_a_worker_without_a_library_is_told(table, tmp_path):
     (tmp_path / "nibabel.py").write_text("raise ImportError('No module named nibabel')")
     with running(tmp_path, 1) as address, pytest.raises(InputError, match=r"a worker of tcp.*lacks.*named nibabel"):
-        build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=address)
+        build_cache(table, HOW, folder=tmp_path / "there", scheduler=address)
 
 
 def test_a_cluster_without_workers_is_told(table, tmp_path, monkeypatch):
     with running(tmp_path, 0) as address:
         monkeypatch.setattr(cluster, "PATIENCE", 3)
         with pytest.raises(InputError, match=r"SCHEDULER: expected workers of tcp.*none came in 3 s"):
-            build_cache(table, shape=SHAPE, folder=tmp_path / "there", scheduler=address)
+            build_cache(table, HOW, folder=tmp_path / "there", scheduler=address)
 
 
 BUILD = """
 import json, sys
 import pandas as pd
-from data import build_cache
+from data import Preprocessing, build_cache
 table = pd.read_csv(sys.argv[1], dtype=str)
-cache = build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], jobs=1)
-print(json.dumps([cache.num_built, [entry.name for entry in cache.entries]]))
+table, cache = build_cache(table, Preprocessing((16, 16, 16)), folder=sys.argv[2], jobs=1)
+print(json.dumps([cache.num_built, table["cache_entry"].to_list()]))
 """
 
 
@@ -134,8 +145,8 @@ def test_processes_build_one_cache_at_once(table, tmp_path):
     ]
     told = [json.loads(process.communicate()[0]) for process in builders]
     assert [process.returncode for process in builders] == [0, 0]
-    names = told[0][1]
-    assert names == told[1][1] and sorted(os.listdir(folder)) == sorted(names)
-    alone = build_cache(table, shape=SHAPE, folder=tmp_path / "alone", jobs=1)
-    assert [(folder / name).read_bytes() for name in names] == [entry.read_bytes() for entry in alone.entries]
+    entries = told[0][1]
+    assert entries == told[1][1] and sorted(map(str, folder.iterdir())) == sorted(entries)
+    alone = build_cache(table, HOW, folder=tmp_path / "alone", jobs=1)
+    assert [Path(entry).read_bytes() for entry in entries] == contents(alone)
     assert sum(built for built, _ in told) >= len(table)

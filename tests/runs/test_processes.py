@@ -69,7 +69,7 @@ import time
 from runs import processes
 def run():
     processes.stop_on_signals(MAX_HOURS)
-    with processes.finishing():
+    with processes.finishing_step():
         print("begun", flush=True)
         while not processes.stop_requested():
             time.sleep(0.01)

@@ -5,35 +5,34 @@ import sys
 import numpy as np
 import pytest
 
-from cohort.grid import Grid
 from config import read_config
 from runs import files
 from runs.errors import InputError
 from runs.files import fingerprint, read_json, write_json
 from runs.record import Record
-from runs.stages import DEPENDS, READS
+from runs.stages import STAGES
 
-GRID = Grid((4, 5, 6), np.eye(4))
+GRID = {"shape": (4, 5, 6), "affine": np.eye(4)}
 
 
 @pytest.fixture
 def record(tmp_path):
     def make(*arguments, inputs="input"):
-        return Record(read_config([f"--OUTPUT_DIR={tmp_path}", *arguments]), inputs, GRID, 2)
+        settings = read_config([f"--OUTPUT_DIR={tmp_path}", *arguments]).model_dump(mode="json")
+        return Record(tmp_path, settings, inputs=inputs, grid=GRID, threads=2)
 
     return make
 
 
 def do(record, *stages):
     for stage in stages:
-        with record.doing(stage):
+        with record.running(stage):
             pass
 
 
 def test_every_setting_that_a_stage_depends_on_exists(record):
-    settings = record().config.model_dump()
-    assert [name for names in DEPENDS.values() for name in names.split() if name not in settings] == []
-    assert set(DEPENDS) == set(READS) - {"report"}
+    settings = record().settings
+    assert [name for stage in STAGES.values() for name in stage.settings if name not in settings] == []
 
 
 def test_what_is_done_is_known_by_the_next_run(record):
@@ -63,16 +62,16 @@ def test_a_changed_input_undoes_everything(record):
     [("cnn", "cnn/backup/state.npz"), ("features", "cnn/crossfit/0/a"), ("explain", "explain/a1/metrics.json")],
 )
 def test_a_stage_that_was_stopped_goes_on_only_with_its_own_settings(record, tmp_path, stage, name):
-    with pytest.raises(KeyboardInterrupt), record().doing(stage):
+    with pytest.raises(KeyboardInterrupt), record().running(stage):
         raise KeyboardInterrupt
     assert not record().is_done(stage)
     left = tmp_path / name
     left.parent.mkdir(parents=True)
     left.touch()
-    with pytest.raises(KeyboardInterrupt), record().doing(stage):
+    with pytest.raises(KeyboardInterrupt), record().running(stage):
         assert left.exists()
         raise KeyboardInterrupt
-    with record("--WIDTH=8").doing(stage):
+    with record("--WIDTH=8").running(stage):
         assert not left.exists()
 
 
@@ -105,26 +104,26 @@ def leave(tmp_path, name, text="whole"):
 )
 def test_only_what_is_damaged_is_made_anew(record, tmp_path, stage, damaged, kept):
     """A stage that was done goes on from the rest, as a stopped one does."""
-    with record().doing(stage):
+    with record().running(stage):
         for name in {damaged} | kept:
             leave(tmp_path, name)
         if stage == "explain":
             leave(tmp_path, "explain/a1/metrics.json")
     leave(tmp_path, damaged, "spoilt")
-    with record().doing(stage):
+    with record().running(stage):
         assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*/*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("name", ["explain", "splits/a.csv", "a.weights.h5", "cnn", "cnn/best.weights.h5"])
 def test_a_record_that_names_others_files_removes_none_of_them(record, tmp_path, name):
-    with record().doing("explain"):
+    with record().running("explain"):
         leave(tmp_path, "explain/a1/metrics.json")
     for kept in ("splits/a.csv", "cnn/history.csv"):
         leave(tmp_path, kept)
     known = read_json(tmp_path / "config.json")
     known["stages"]["explain"]["files"][name] = {"size": 1, "sha256": ""}
     write_json(tmp_path / "config.json", known)
-    with record().doing("explain"):
+    with record().running("explain"):
         for kept in ("splits/a.csv", "cnn/history.csv", "explain/a1/metrics.json", "config.json"):
             assert (tmp_path / kept).exists()
 
@@ -132,11 +131,11 @@ def test_a_record_that_names_others_files_removes_none_of_them(record, tmp_path,
 def test_what_a_link_leads_to_is_not_removed(record, tmp_path, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (tmp_path / "explain").symlink_to(elsewhere)
-    with record().doing("explain"):
+    with record().running("explain"):
         leave(tmp_path, "explain/a1/metrics.json")
         leave(tmp_path, "explain/a1/shap.png")
     leave(tmp_path, "explain/a1/shap.png", "spoilt")
-    with pytest.raises(InputError, match="a1: is damaged, and a link leads to it"), record().doing("explain"):
+    with pytest.raises(InputError, match="a1: is damaged, and a link leads to it"), record().running("explain"):
         pass
     assert (elsewhere / "a1" / "metrics.json").exists()
 
@@ -144,7 +143,7 @@ def test_what_a_link_leads_to_is_not_removed(record, tmp_path, tmp_path_factory)
 def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     first = record()
     for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):
-        with first.doing(stage):
+        with first.running(stage):
             leave(tmp_path, name)
     assert record().is_done("cnn") and record().is_done("features")
     leave(tmp_path, "features/train.parquet", "half")
@@ -178,7 +177,7 @@ def test_a_record_that_is_none_is_refused_by_its_places(record, tmp_path, change
 
 
 def test_require_refuses_what_auto_does_anew(record, tmp_path):
-    with record().doing("cnn"):
+    with record().running("cnn"):
         leave(tmp_path, "cnn/best.weights.h5")
     record("--WIDTH=8", inputs="another").refuse_changes()
     record("--RESUME=require").refuse_changes()

@@ -4,18 +4,16 @@ import pytest
 from lifelines import CoxPHFitter, KaplanMeierFitter
 from lifelines.datasets import load_lung
 from lifelines.utils import restricted_mean_survival_time
-from sklearn.linear_model import LogisticRegression
 from sksurv.metrics import concordance_index_censored
 from sksurv.nonparametric import CensoringDistributionEstimator
 from sksurv.util import Surv
 
+from survival.calibration import calibration_intercept, calibration_slope
 from survival.estimates import (
     Baseline,
     Reference,
     breslow,
-    calibration_line,
     concordance,
-    d_calibration,
     hazard_ratio,
     kaplan_meier,
     restricted_mean,
@@ -47,13 +45,13 @@ def test_concordance_by_hand():
 
 
 def naive_concordance(risk, time, event):
-    won, pairs = 0.0, 0
+    num_ordered, num_pairs = 0.0, 0
     for i in range(len(time)):
         for j in range(len(time)):
             if event[i] and (time[i] < time[j] or (time[i] == time[j] and not event[j])):
-                pairs += 1
-                won += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
-    return won / pairs
+                num_pairs += 1
+                num_ordered += 1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0
+    return num_ordered / num_pairs
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -68,7 +66,7 @@ def test_concordance_is_the_loop_over_pairs_and_scikit_survivals(seed, ties):
 def test_concordance_over_several_blocks_of_pairs(monkeypatch):
     risk, time, event = subjects(1, n=100)
     whole = concordance(risk, time, event)
-    monkeypatch.setattr("estimates.PAIR_BLOCK", 7)
+    monkeypatch.setattr("survival.estimates.PAIR_BLOCK", 7)
     assert concordance(risk, time, event) == pytest.approx(whole, abs=1e-14)
 
 
@@ -108,15 +106,15 @@ def test_weights_are_repeated_subjects(seed):
         "concordance": lambda w, i: weighted_concordance(w, risk[i], time[i], event[i]),
         "kaplan_meier": lambda w, i: kaplan_meier(w, time[i], event[i], np.array([1.0, 2.5, 9.0])),
         "restricted_mean": lambda w, i: restricted_mean(w, time[i], event[i], until),
-        "slope": lambda w, i: calibration_line(w, risk[i], outcome[i], True),
-        "intercept": lambda w, i: calibration_line(w, risk[i], outcome[i], False),
+        "slope": lambda w, i: calibration_slope(w, risk[i], outcome[i]),
+        "intercept": lambda w, i: calibration_intercept(w, risk[i], outcome[i]),
     }
     for name, estimate in estimates.items():
         at_once = estimate(weights, np.arange(60))
         for row, drawn in zip(at_once, weights, strict=True):
             repeated = np.repeat(np.arange(60), drawn.astype(int))
-            one_by_one = estimate(np.ones((1, len(repeated))), repeated)[0]
-            np.testing.assert_allclose(row, one_by_one, atol=1e-8, err_msg=name)
+            unweighted = estimate(np.ones((1, len(repeated))), repeated)[0]
+            np.testing.assert_allclose(row, unweighted, atol=1e-8, err_msg=name)
     assert high.any()
 
 
@@ -136,8 +134,8 @@ def test_breslow_is_lifelines(ties):
     cox = CoxPHFitter().fit(pd.DataFrame({"time": time, "event": event, "risk": risk}), "time", "event")
     centred = cox.params_["risk"] * (risk - risk.mean())  # lifelines' baseline is that of the mean
     baseline = breslow(centred, time, event)
-    theirs = cox.baseline_cumulative_hazard_["baseline cumulative hazard"].loc[baseline.times]
-    np.testing.assert_allclose(baseline.cumulative_hazard, theirs, rtol=1e-9)
+    expected = cox.baseline_cumulative_hazard_["baseline cumulative hazard"].loc[baseline.times]
+    np.testing.assert_allclose(baseline.cumulative_hazard, expected, rtol=1e-9)
 
 
 def test_curves_at_log_hazards_of_a_thousand():
@@ -164,16 +162,16 @@ def test_kaplan_meier_and_its_area_are_lifelines(ties):
     _, time, event = subjects(5, ties=ties)
     fitted, at = KaplanMeierFitter().fit(time, event), np.array([0.25, 1, 2.5, 4, 7])
     np.testing.assert_allclose(kaplan_meier(ones(time), time, event, at)[0], fitted.predict(at), atol=1e-12)
-    theirs = restricted_mean_survival_time(fitted, t=4)
-    assert restricted_mean(ones(time), time, event, 4.0)[0] == pytest.approx(theirs, abs=1e-9)
+    expected = restricted_mean_survival_time(fitted, t=4)
+    assert restricted_mean(ones(time), time, event, 4.0)[0] == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_censoring_is_scikit_survivals(ties):
     _, time, event = subjects(6, ties=ties)
-    theirs = CensoringDistributionEstimator().fit(Surv.from_arrays(event, time))
+    sksurv = CensoringDistributionEstimator().fit(Surv.from_arrays(event, time))
     at = np.concatenate([np.linspace(0, time.max(), 40), time])
-    np.testing.assert_allclose(Reference(time, event, 0.0).uncensored(at), theirs.predict_proba(at), atol=1e-12)
+    np.testing.assert_allclose(Reference(time, event, 0.0).uncensored(at), sksurv.predict_proba(at), atol=1e-12)
 
 
 def test_nobody_censored():
@@ -182,14 +180,22 @@ def test_nobody_censored():
     )
 
 
+def test_the_reference_is_the_training_parts_table():
+    _, time, event = subjects(8, n=5)
+    reference = Reference.of(pd.DataFrame({"time": time, "event": event, "log_hazard": [3.0, -1, 0.5, 2, 9]}))
+    np.testing.assert_array_equal(reference.time, time)
+    np.testing.assert_array_equal(reference.event, event)
+    assert reference.cut == 2 and reference.follow_up == time.max()
+
+
 # ---- Hazard ratio
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_hazard_ratio_is_lifelines(seed, ties):
     risk, time, event = subjects(seed, ties=ties)
     table = pd.DataFrame({"time": time, "event": event, "high": (risk > 0).astype(float)})
-    theirs = CoxPHFitter().fit(table, "time", "event", fit_options={"precision": 1e-10}).hazard_ratios_["high"]
-    assert hazard_ratio(ones(time), time, event, risk > 0)[0] == pytest.approx(theirs, rel=1e-5)
+    lifelines = CoxPHFitter().fit(table, "time", "event", fit_options={"precision": 1e-10}).hazard_ratios_["high"]
+    assert hazard_ratio(ones(time), time, event, risk > 0)[0] == pytest.approx(lifelines, rel=1e-5)
 
 
 def test_weighted_hazard_ratio_is_lifelines():
@@ -221,64 +227,5 @@ def test_the_lung_example_of_rs_survival_package():
     ],
 )
 def test_a_hazard_ratio_without_a_maximum(high, event, expected):
-    found = hazard_ratio(ONE, np.array([1.0, 2, 3, 4]), np.array(event), np.array(high))
-    np.testing.assert_array_equal(found, expected)
-
-
-# ---- Calibration
-def test_calibration_line_is_scikit_learns():
-    rng = np.random.default_rng(0)
-    logit = rng.normal(size=300) * 2
-    outcome, weight = rng.random(300) < 1 / (1 + np.exp(-(0.7 * logit - 0.4))), rng.uniform(0, 3, 300)
-    theirs = LogisticRegression(C=np.inf, tol=1e-10).fit(logit[:, None], outcome, sample_weight=weight)
-    assert calibration_line(weight[None], logit, outcome, True)[0] == pytest.approx(theirs.coef_[0, 0], rel=1e-5)
-    intercept = calibration_line(weight[None], logit, outcome, False)[0]
-    predicted = 1 / (1 + np.exp(-(logit + intercept)))  # at the maximum as many events are predicted as seen
-    assert (weight * predicted).sum() == pytest.approx((weight * outcome).sum())
-
-
-def test_right_predictions_have_slope_one_and_intercept_zero():
-    rng = np.random.default_rng(1)
-    logit = rng.normal(size=40_000)
-    outcome = rng.random(40_000) < 1 / (1 + np.exp(-logit))
-    weights = np.ones((1, 40_000))
-    assert calibration_line(weights, logit, outcome, True)[0] == pytest.approx(1, abs=0.04)
-    assert calibration_line(weights, logit, outcome, False)[0] == pytest.approx(0, abs=0.04)
-    assert calibration_line(weights, 2 * logit, outcome, True)[0] == pytest.approx(0.5, abs=0.02)  # too extreme
-    assert calibration_line(weights, logit - 1, outcome, False)[0] == pytest.approx(1, abs=0.04)  # too low
-
-
-@pytest.mark.parametrize(
-    ("outcome", "logit", "expected"),
-    [
-        ([False, False, True, True], [-1, 0, 1, 2], np.inf),
-        ([True, True, False, False], [-1, 0, 1, 2], -np.inf),
-        ([True] * 4, [-1, 0, 1, 2], np.nan),
-        ([True, False, True, False], [1, 1, 1, 1], np.nan),
-    ],
-)
-def test_a_slope_without_a_maximum(outcome, logit, expected):
-    found = calibration_line(ONE, np.array(logit, float), np.array(outcome), True)
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_d_calibration_by_hand():
-    # survival 1 - t/10: at 0.5 and 9.5 events fall into the last and the first tenth; censored at survival 0.25
-    # spreads .1/.25, .1/.25, .05/.25 over the lowest three; alive at the end of the grid (survival 0.2): half, half
-    grid, time = np.array([4.0, 8]), np.array([0.5, 9.5, 7.5, 9])
-    curves = np.tile(1 - grid / 10, (4, 1))
-    found = d_calibration(curves, grid, time, np.array([True, False, False, True]))
-    counts = np.array([0.5 + 0.4 + 0.5, 0.5 + 0.4 + 0.5, 0.2, 0, 0, 0, 0, 0, 0, 1])
-    np.testing.assert_allclose(np.array(found["bins"]) * 4, counts, atol=1e-12)
-    assert found["statistic"] == pytest.approx((((counts - 0.4) ** 2) / 0.4).sum())
-
-
-@pytest.mark.parametrize(("factor", "right"), [(1.0, True), (3.0, False)])
-def test_d_calibration_finds_curves_that_are_wrong(factor, right):
-    rng, grid = np.random.default_rng(2), np.linspace(0.05, 8, 160)
-    hazard = np.exp(rng.normal(size=600)) * 0.3
-    event_time, censored = rng.exponential(1 / hazard), rng.uniform(1, 12, 600)
-    curves = np.exp(-factor * hazard[:, None] * grid)
-    found = d_calibration(curves, grid, np.minimum(event_time, censored), event_time <= censored)
-    assert (found["p"] > 0.05) is right
-    assert sum(found["bins"]) == pytest.approx(1)
+    ratio = hazard_ratio(ONE, np.array([1.0, 2, 3, 4]), np.array(event), np.array(high))
+    np.testing.assert_array_equal(ratio, expected)

@@ -1,10 +1,11 @@
-"""What stage 2 says: the grid of years, the parts' figures, the file."""
+"""What stage 2 says: the grid of years, the file."""
 
 import numpy as np
 import pandas as pd
 
-from survival import metrics, predictor
-from survival.estimates import Reference, breslow, survival_curves
+from survival import predictor
+from survival.estimands import read_curves
+from survival.estimates import breslow, survival_curves
 
 
 def predicted(rng, num_subjects=40):
@@ -28,37 +29,10 @@ def test_years_are_quarters_and_the_horizons():
     np.testing.assert_array_equal(predictor.curve_years((0.4, 1.0)), [0.25, 0.4, 0.5, 0.75, 1.0])
 
 
-def test_curves_are_read_back_in_years(rng):
-    table = predicted(rng)
-    years, survival = predictor.curves(table)
-    np.testing.assert_array_equal(years, predictor.curve_years((1.0, 2.0)))
-    np.testing.assert_array_equal(survival[:, 3], table["survival_1.0"])
-
-
-def test_every_part_is_judged_with_the_training_part_as_reference(rng):
-    parts = {"train": predicted(rng), "test": predicted(rng)}
-    found = predictor.evaluate_parts(parts, horizons=(1.0, 2.0), num_resamples=100, seed=0)
-    test, train = parts["test"], parts["train"]
-    years, survival = predictor.curves(test)
-    expected = metrics.evaluate(
-        test["log_hazard"].to_numpy(),
-        test["time"].to_numpy(),
-        test["event"].to_numpy(),
-        survival=survival,
-        grid=years,
-        horizons=(1.0, 2.0),
-        reference=Reference(train["time"].to_numpy(), train["event"].to_numpy(), float(np.median(train["log_hazard"]))),
-        num_resamples=100,
-        seed=0,
-    )
-    assert found["test"] == expected
-    assert set(found) == {"train", "test"}
-
-
 def test_the_file_has_the_users_names_and_every_figure_can_be_recomputed(rng, tmp_path):
     table = predicted(rng)
     predictor.write_predictions(table.assign(split="test"), tmp_path / "p.csv")
     read = pd.read_csv(tmp_path / "p.csv")
     assert read.columns[:6].tolist() == ["subjectid", "split", "landmark", "time", "convert_status", "log_hazard"]
     assert set(read["convert_status"]) == {0, 1}
-    np.testing.assert_allclose(predictor.curves(read)[1], predictor.curves(table)[1], rtol=1e-14)
+    np.testing.assert_allclose(read_curves(read)[1], read_curves(table)[1], rtol=1e-14)

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import ortho_group
 
 from runs.errors import InputError
-from training.crossfit import align, cross_fit, deal_folds
+from training.crossfit import align, cross_fit, folds_of_scans
 
 NAMES = [f"feature_{number}" for number in range(1, 4)]
 OUTPUTS = ["log_hazard", *NAMES]
@@ -103,14 +103,14 @@ def test_a_finished_network_is_not_trained_again(features, tmp_path):
 
 
 def test_folds_are_of_whole_subjects_and_share_the_events(features):
-    table = features["train"].assign(fold=deal_folds(features["train"], 3, 0))
+    table = features["train"].assign(fold=folds_of_scans(features["train"], 3, 0))
     assert table.groupby("subject")["fold"].nunique().max() == 1
     by_fold = table.drop_duplicates("subject").groupby("fold")["event"]
     assert list(by_fold.sum()) == [3, 2, 2] and list(by_fold.size()) == [5, 4, 4]
-    assert (deal_folds(features["train"], 3, 0) == table["fold"]).all()
-    assert (deal_folds(features["train"], 3, 1) != table["fold"]).any()
+    assert (folds_of_scans(features["train"], 3, 0) == table["fold"]).all()
+    assert (folds_of_scans(features["train"], 3, 1) != table["fold"]).any()
 
 
 def test_more_folds_than_events_are_refused(features):
     with pytest.raises(InputError, match="CROSS_FIT: expected at most 7, the training subjects with an event"):
-        deal_folds(features["train"], 8, 0)
+        folds_of_scans(features["train"], 8, 0)

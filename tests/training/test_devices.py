@@ -14,7 +14,7 @@ import pytest
 
 from runs.errors import InputError
 from runs.files import ROOT
-from training.devices import Workers, join
+from training.devices import Workers, join_training
 
 HERE = ROOT / "tests"
 
@@ -97,7 +97,7 @@ def test_several_devices_train_as_one_does(folder, distribute):
 @pytest.mark.parametrize("distribute", ["mirrored", "multi_worker"])
 def test_a_step_is_compiled_once(folder, distribute):
     traces = json.loads((folder / f"{distribute}.json").read_text())
-    assert traces == dict.fromkeys(("whole", "forward", "slope", "backward", "apply"), 1)
+    assert traces == dict.fromkeys(("one_pass", "predict_in_training", "loss_gradient", "backpropagate", "apply"), 1)
 
 
 def test_only_the_first_worker_writes(folder):
@@ -142,10 +142,10 @@ def test_a_worker_may_be_silent_for_a_while(folder, tmp_path):
 LEAVES = f"""
 import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from training.devices import join
-workers = join("multi_worker")
-with workers.together():
-    workers.tell(b"the last message")
+from training.devices import join_training
+workers = join_training("multi_worker")
+with workers.report_lost_worker():
+    workers.broadcast(b"the last message")
     time.sleep(2 if workers.is_first else 0)
     print("done", time.monotonic(), file=sys.stderr)
     if workers.is_first and len(sys.argv) > 1:
@@ -168,16 +168,16 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{str(HERE)!r}, {str(ROOT)!r}]
 import numpy as np
-from training.devices import join
+from training.devices import join_training
 from model import build_model
 from volumes import SHAPE, part_of
 from training.features import make_predict
-workers = join("multi_worker")
+workers = join_training("multi_worker")
 entries = part_of(Path(sys.argv[1]), 12, np.random.default_rng(0), str(workers.index))[1].entries
 with workers.strategy.scope():
     predict = make_predict(build_model(SHAPE, width=4, norm="group"), workers)
 for _ in range(600):
-    workers.tell(b"the next")
+    workers.broadcast(b"the next")
     predict(entries, 4)
 """
 
@@ -225,14 +225,14 @@ def test_two_workers_run_the_pipeline(tmp_path):
 
 def test_one_process_alone_hears_itself():
     workers = Workers()
-    assert workers.devices == workers.number == 1 and workers.is_first
-    assert workers.tell(b"so") == b"so" and workers.any(True) and not workers.any(False)
+    assert workers.num_devices == workers.num_workers == 1 and workers.is_first
+    assert workers.broadcast(b"so") == b"so" and workers.any(True) and not workers.any(False)
 
 
 @pytest.mark.parametrize("devices", [0, 4])
 def test_fewer_devices_than_asked_are_refused(devices):
     with pytest.raises(InputError, match=rf"DISTRIBUTE: expected {max(2, devices)} or more devices .* received 1"):
-        join("mirrored", devices)
+        join_training("mirrored", devices)
 
 
 @pytest.mark.parametrize(
@@ -248,21 +248,21 @@ def test_fewer_devices_than_asked_are_refused(devices):
 def test_a_wrong_cluster_is_refused(monkeypatch, config):
     monkeypatch.setenv("TF_CONFIG", config)
     with pytest.raises(InputError, match=r"TF_CONFIG: expected .*worker"):
-        join("multi_worker")
+        join_training("multi_worker")
 
 
 def test_no_cluster_is_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     with pytest.raises(InputError, match="expected TF_CONFIG or the variables of a step"):
-        join("multi_worker")
+        join_training("multi_worker")
 
 
 def test_gpus_that_are_not_there_are_refused(monkeypatch):
     host = {"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": 0}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(host))
     with pytest.raises(InputError, match="expected 4 or more devices on this machine, received 0 GPUs"):
-        join("multi_worker", devices=4)
+        join_training("multi_worker", devices=4)
 
 
 def test_slurm_names_the_workers(monkeypatch):

@@ -1,163 +1,23 @@
+"""The loop: what it learns and keeps, how it stops and goes on, what it refuses."""
+
 import json
 import os
 import signal
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
-import tensorflow as tf
-from volumes import SHAPE, part_of
+from volumes import SHAPE, build, options, weights
 
 import loss
-from cohort import tables
-from data import load_volumes
-from model import build_model
 from runs import processes
 from runs.errors import InputError
 from training import loop
 from training.devices import Workers
-from training.features import extract_features, make_predict
-from training.risk_sets import Scans, draw_risk_sets
-from training.steps import Options, Steps
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("volumes"), np.random.default_rng(0)
-    return {"train": part_of(folder, 20, rng)[1], "val": part_of(folder, 12, rng, "v")[1]}
-
-
-def options(**changes):
-    return Options(**({"epochs": 3, "risk_set": 6, "batch_size": 12, "augment_shift": 0.0} | changes))
-
-
-def build(**changes):
-    return build_model(SHAPE, width=4, seed=1, **changes)
-
-
-def weights(model):
-    return [np.array(value) for value in model.get_weights()]
-
-
-def test_a_part_knows_its_last_scans_and_the_time_left(parts):
-    part = parts["train"]
-    assert part.last.tolist() == [False, True] * 20
-    assert part.subject.tolist() == list(np.repeat(range(20), 2))
-    np.testing.assert_allclose(part.time[0::2] - part.time[1::2], 1.0, atol=1e-6)
-
-
-def test_risk_sets_are_whole_subjects_each_once_with_events_everywhere(parts):
-    part = parts["train"]
-    sets = draw_risk_sets(part, 6, np.random.default_rng(0))
-    assert sorted(np.concatenate(sets)) == list(range(40))
-    assert [len(set(part.subject[rows])) for rows in sets] == [6, 6, 6, 2]
-    for rows in sets:
-        assert set(rows) == set(np.flatnonzero(np.isin(part.subject, part.subject[rows])))
-        assert part.event[rows].any()
-    assert [4 <= len(set(part.subject[rows][part.event[rows]])) <= 5 for rows in sets[:3]] == [True] * 3
-    again = draw_risk_sets(part, 6, np.random.default_rng(0))
-    other = draw_risk_sets(part, 6, np.random.default_rng(1))
-    assert all((a == b).all() for a, b in zip(sets, again, strict=True))
-    assert any((a != b).any() for a, b in zip(sets, other, strict=True))
-
-
-def steps_of(parts, model, **changes):
-    return Steps(model, options(**changes), parts["train"].outcome, Workers())
-
-
-def take_step(steps, part, rows):
-    batches = steps.passes(steps.split(rows))
-    return steps.step(rows, steps.workers.feed(part.entries, SHAPE, batches), 0)
-
-
-def accumulated(parts, *, batch_size, norm, dropout, visit_order=4.0, kind="cox"):
-    """The gradient that a step over 6 subjects accumulates, and the model's state after it."""
-    model = build(norm=norm, dropout=dropout)
-    steps = steps_of(parts, model, batch_size=batch_size, loss=kind, visit_order_weight=visit_order)
-    found = {}
-    steps.apply = lambda: found.update(gradients=[total.numpy() for total in steps.gradients])
-    rows = draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
-    value = take_step(steps, parts["train"], rows)
-    return value, found["gradients"], [variable.numpy() for variable in steps.state]
-
-
-@pytest.mark.parametrize("kind", ["cox", "rank"])
-@pytest.mark.parametrize("batch_size", [1, 5, 6])
-def test_the_gradient_is_that_of_the_whole_risk_set(parts, batch_size, kind):
-    """With group normalisation micro-batches change nothing: the cached gradient is the full batch's."""
-    whole = accumulated(parts, batch_size=12, norm="group", dropout=0.0, kind=kind)
-    cached = accumulated(parts, batch_size=batch_size, norm="group", dropout=0.0, kind=kind)
-    assert cached[0] == pytest.approx(whole[0], abs=1e-5)
-    scale = max(np.abs(gradient).max() for gradient in whole[1])
-    for a, b in zip(cached[1], whole[1], strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
-
-
-def test_both_passes_drop_and_normalise_alike(parts):
-    """One tape over the same micro-batches, with batch normalisation and dropout, gives the cached gradient."""
-    _, cached, state = accumulated(parts, batch_size=4, norm="batch", dropout=0.5)
-    model, part = build(norm="batch", dropout=0.5), parts["train"]
-    rows = draw_risk_sets(part, 6, np.random.default_rng(0))[0]
-    steps = steps_of(parts, model, batch_size=4)
-    with tf.GradientTape() as tape:
-        risks = []
-        for micro in steps.split(rows):
-            with steps._scope(tf.constant(0), tf.constant(micro, tf.int32)) as scope:
-                volumes = tf.constant(load_volumes([part.entries[row] for row in micro]))
-                risks.append(steps._log_hazard(volumes, tf.constant(0), tf.constant(micro, tf.int32)))
-                after = [scope.get_current_value(variable) for variable in steps.state]
-            steps._update(after)
-        value = steps.loss(tf.concat(risks, 0), *(tf.constant(values[rows]) for values in part.outcome))
-    expected = [tf.convert_to_tensor(g).numpy() for g in tape.gradient(value, steps.weights)]
-    scale = max(np.abs(gradient).max() for gradient in expected)
-    for a, b in zip(cached, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
-    for a, b in zip(state, [variable.numpy() for variable in steps.state], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("batch_size", [4, 12])
-def test_what_is_computed_again_changes_no_gradient(parts, batch_size):
-    """With dropout and batch normalisation, and normalisation's statistics are taken over once."""
-    rows = draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0]
-    found = []
-    for recompute in (False, True):
-        model = build(dropout=0.5, precision="float64")
-        steps = steps_of(parts, model, batch_size=batch_size, recompute=recompute)
-        steps.apply = lambda: None
-        take_step(steps, parts["train"], rows)
-        found.append([*(total.numpy() for total in steps.gradients), *(variable.numpy() for variable in steps.state)])
-    for kept, again in zip(*found, strict=True):
-        np.testing.assert_allclose(again, kept, rtol=1e-9, atol=1e-12)
-
-
-def plain_step(parts, *, batch_size, precision, scale=1.0):
-    """By how much one step of plain gradient descent lowers each weight."""
-    model = build(precision=precision)
-    steps = steps_of(parts, model, batch_size=batch_size, precision=precision, clip_norm=1e9)
-    steps.optimizer = keras.optimizers.SGD(1.0)
-    if steps.scaled:
-        steps.optimizer = keras.optimizers.LossScaleOptimizer(steps.optimizer, initial_scale=scale)
-    steps.optimizer.build(model.trainable_variables)
-    before = np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
-    take_step(steps, parts["train"], draw_risk_sets(parts["train"], 6, np.random.default_rng(0))[0])
-    return before - np.concatenate([variable.numpy().ravel() for variable in model.trainable_variables])
-
-
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_goes_where_single_does(parts, precision):
-    half, single = (plain_step(parts, batch_size=12, precision=name) for name in (precision, "float32"))
-    assert half @ single / np.linalg.norm(half) / np.linalg.norm(single) > 0.9
-    assert np.linalg.norm(half) == pytest.approx(np.linalg.norm(single), rel=0.2)
-
-
-@pytest.mark.parametrize("batch_size", [12, 6])
-def test_what_float16_scales_up_is_scaled_down_again(parts, batch_size):
-    one, other = (
-        plain_step(parts, batch_size=batch_size, precision="mixed_float16", scale=scale) for scale in (1.0, 64.0)
-    )
-    assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(one)
+from training.features import make_predict
+from training.steps import Steps
 
 
 def test_a_float16_step_beyond_its_range_is_left_out_and_counted(parts, tmp_path):
@@ -200,10 +60,10 @@ def test_the_best_epoch_on_validation_is_kept(parts, tmp_path):
     best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
     part = parts["val"]
     log_hazard = make_predict(model)(part.entries, 5)[1]
-    assert float(loss.cox_loss(log_hazard, part.time, part.event)) > 0
+    assert float(loss.cox_loss(log_hazard, part.outcome.time, part.outcome.event)) > 0
     from survival.estimates import concordance
 
-    found = concordance(log_hazard[part.last], part.time[part.last], part.event[part.last])
+    found = concordance(log_hazard[part.last], part.outcome.time[part.last], part.outcome.event[part.last])
     assert found == pytest.approx(best["val_c_index"])
     kept = build()
     kept.load_weights(tmp_path / "best.weights.h5")
@@ -224,7 +84,7 @@ def test_no_patience_stops_early(parts, tmp_path):
 
 def with_events(part, subjects):
     """A part where the subjects of these numbers alone have an event."""
-    return Scans(**{**vars(part), "event": np.isin(part.subject, subjects)})
+    return replace(part, outcome=part.outcome._replace(event=np.isin(part.outcome.subject, subjects)))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +181,7 @@ def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
     entry = tmp_path / "nan.npy"
     np.save(entry, np.full(SHAPE, np.nan, np.float16))
     part = parts["train"]
-    spoilt = Scans(**{**vars(part), "entries": [entry, *part.entries[1:]]})
+    spoilt = replace(part, entries=[str(entry), *part.entries[1:]])
     with pytest.raises(InputError, match=r"the loss is nan on the scans .*s000_0"):
         loop.train(build(), parts | {"train": spoilt}, options(), tmp_path)
 
@@ -330,23 +190,9 @@ def test_the_step_is_compiled_once(parts, tmp_path):
     """Though the last risk set and its micro-batches are smaller."""
     training = loop.Training(build(), parts, options(epochs=3, batch_size=5), tmp_path, Workers(), 60.0)
     training.run()
-    names = ("forward", "slope", "backward", "apply")
+    names = ("predict_in_training", "loss_gradient", "backpropagate", "apply")
     traces = {name: getattr(training.steps, name).experimental_get_tracing_count() for name in names}
     assert traces == dict.fromkeys(names, 1)
-
-
-def test_features_of_every_scan(tmp_path, rng):
-    table, part = part_of(tmp_path, 5, rng)
-    model = build()
-    found = extract_features(model, table, part.entries, batch_size=4)
-    assert len(found) == 10 and list(found["scan"]) == list(table["scan"])
-    names = [name for name in found if name.startswith("feature_")]
-    assert names == [f"feature_{number}" for number in range(1, 33)]
-    kernel = model.get_layer("log_hazard").get_weights()[0]
-    np.testing.assert_allclose(found[names].to_numpy() @ kernel[:, 0], found["log_hazard"], atol=1e-5)
-    tables.write_table(found, tmp_path / "train.parquet")
-    again = tables.read_features(tmp_path / "train.parquet")
-    assert tables.feature_columns(again) == ["log_hazard", *names]
 
 
 def test_keras_callbacks_are_driven(parts, tmp_path):

@@ -1,0 +1,98 @@
+"""Stage 1 of a run as one object: build, train, load the network, and read the features of every scan."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import pandas as pd
+
+from config import Config
+from model import build_model
+from training import loop
+from training.devices import Workers, join_training, start_tensorflow
+from training.features import feature_table
+from training.risk_sets import Scans
+from training.steps import Options
+from training.weights import load_weights
+
+
+class Stage1:
+    """The network of a run, with the settings and the threads that it is built, trained and read with.
+
+    Args:
+        config: of the run; of the trained run, where new subjects are predicted.
+        threads: of the run.
+    """
+
+    def __init__(self, config: Config, threads: int):
+        start_tensorflow(threads=threads, seed=config.SEED)
+        self.config = config
+        self.workers: Workers | None = None
+        self.model: keras.Model | None = None  # the network that was loaded last
+
+    def join(self) -> Workers:
+        """Make this process one of those that train; later calls give the same workers.
+
+        Raises:
+            InputError: fewer devices than DEVICES asks for, or no cluster is named.
+        """
+        if self.workers is None:
+            self.workers = join_training(self.config.DISTRIBUTE, self.config.DEVICES)
+        return self.workers
+
+    def build(self, precision: str = "float32") -> keras.Model:
+        """Build the network with its initial weights.
+
+        Args:
+            precision: of its convolutions; features and explanations are in float32.
+        Returns:
+            (B, X, Y, Z, 1) -> (B, 1) log-hazard; see `build_model`.
+        """
+        config = self.config
+        return build_model(
+            config.TARGET_SHAPE,
+            width=config.WIDTH,
+            norm=config.NORM,
+            dropout=config.DROPOUT_RATE,
+            precision=precision,
+            seed=config.SEED,
+        )
+
+    def train(self, parts: Mapping[str, pd.DataFrame], folder: Path) -> None:
+        """Train a network; the folder keeps it.
+
+        Args:
+            parts: tables of `train` and `val`, with `cache_entry`.
+            folder: see `loop.train`.
+        Raises:
+            InputError, OSError, KeyboardInterrupt: as `loop.train`.
+        """
+        workers = self.join()
+        with workers.report_lost_worker(), workers.strategy.scope():
+            model = self.build(self.config.PRECISION)
+        scans = {name: Scans.of(parts[name]) for name in ("train", "val")}
+        options, save_seconds = Options.of(self.config), self.config.SAVE_SECONDS
+        loop.train(model, scans, options, folder, workers=workers, save_seconds=save_seconds)
+
+    def load(self, folder: Path) -> keras.Model:
+        """Build the network with the weights that a training has left, and keep it as `model`.
+
+        Args:
+            folder: of that training.
+        Returns:
+            The network, in float32.
+        Raises:
+            InputError: names the file of weights that is absent, damaged or of another network.
+        """
+        self.model = self.build()
+        load_weights(self.model, folder / loop.BEST_WEIGHTS)
+        return self.model
+
+    def features(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The feature table of a part, by the network that was loaded last; see `features.feature_table`.
+
+        Args:
+            table: of the part, a row a scan, with `cache_entry`.
+        """
+        assert self.model is not None
+        return feature_table(self.model, table, batch_size=self.config.BATCH_SIZE)
