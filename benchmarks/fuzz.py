@@ -257,7 +257,7 @@ def model_readers(folder: Path) -> list[Reader]:
     table = tables.read_features(folder / "table.csv")
     columns = tables.feature_columns(table)
     validation = np.arange(8) % 4 < 2  # by subject
-    settings = tlstm.Settings(num_seeds=1, epochs=2, hidden=4, components=(0,))
+    settings = tlstm.Settings.of(Config(NUM_SEEDS=1, TLSTM_EPOCHS=2, HIDDEN=4, COMPONENTS=(0,)))
     predictor, _ = tlstm.fit(table, validation[None], columns, grid=(), settings=settings)
     tlstm.save(predictor, folder / "tlstm")
 
