@@ -21,7 +21,7 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from cohort import simulate, tables
-from cohort.grid import Grid, grid_of, read_grid, resize
+from cohort.grid import Grid, check_grid, grid_of, read_grid, resize
 from cohort.scans import MAX_VOXELS, Scan, open_scan, read_greys
 from cohort.splits import PARTS, split_subjects
 from config import Config
@@ -248,12 +248,8 @@ def _store(path: str, folder: Path, how: Preprocessing) -> _Stored:
     reference = how.reference
     try:
         scan = open_scan(path, how.max_voxels)
-        grid = grid_of(scan)
-        if not how.resample and reference is not None and not reference.matches(grid):
-            raise InputError(
-                f"expected the grid of the other scans, {reference.describe()}, received {grid.describe()}; "
-                "register the scans, or set RESAMPLE=on"
-            )
+        if not how.resample and reference is not None:
+            check_grid(grid_of(scan), reference)
         settings = [VERSION, how.shape, reference.describe() if how.resample and reference is not None else ""]
         key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=20)
         with open(path, "rb") as file:

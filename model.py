@@ -18,12 +18,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+RESNET_STAGES = ("stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
 GROUPS = 8  # of channels, in group normalisation
-
-Tensor = keras.KerasTensor  # (B, X, Y, Z, C), or (B, F), without values yet
 
 
 def build_model(
@@ -66,7 +64,7 @@ def build_model(
     x = make.relu(make.norm(x, "stem_norm"), "stem")
     pool = precision if precision == "mixed_bfloat16" else "float32"  # TensorFlow has no other kernel on a CPU
     x = layers.MaxPooling3D(3, strides=2, padding="same", name="stem_pool", dtype=pool)(x)
-    for index, stage in enumerate(STAGES):
+    for index, stage in enumerate(RESNET_STAGES):
         for block in (1, 2):
             x = make.block(x, width * 2**index, f"{stage}_block{block}", stride=2 if index > 0 and block == 1 else 1)
         x = layers.Activation("linear", name=stage, dtype=precision)(x)
@@ -96,7 +94,7 @@ def segments(model: keras.Model) -> list[Callable[..., Any]]:
         Functions to call one after the other, each on the values of the one before and `training`. Only what passes
         between them is kept for the gradient; what is within a stage is computed once more.
     """
-    ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *STAGES)), model.output]
+    ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *RESNET_STAGES)), model.output]
     *stages, head = (keras.Model(begin, end) for begin, end in pairwise(ends))
     return [*map(_recomputed, stages), head]  # the head's dropout would drop other features if it were computed again
 
@@ -114,7 +112,7 @@ class _Layers:
     def __init__(self, norm: str, precision: str, rng: np.random.Generator):
         self.kind, self.precision, self.rng = norm, precision, rng
 
-    def block(self, x: Tensor, channels: int, name: str, *, stride: int) -> Tensor:
+    def block(self, x: keras.KerasTensor, channels: int, name: str, *, stride: int) -> keras.KerasTensor:
         """A basic block: two 3x3x3 convolutions beside a shortcut, relu(F(x) + x)."""
         shortcut = x
         y = self.conv(x, channels, f"{name}_conv1", stride=stride)
@@ -125,7 +123,9 @@ class _Layers:
             shortcut = self.norm(shortcut, f"{name}_shortcut_norm")
         return self.relu(layers.Add(name=f"{name}_add", dtype=self.precision)([y, shortcut]), f"{name}_relu2")
 
-    def conv(self, x: Tensor, channels: int, name: str, *, kernel: int = 3, stride: int = 1) -> Tensor:
+    def conv(
+        self, x: keras.KerasTensor, channels: int, name: str, *, kernel: int = 3, stride: int = 1
+    ) -> keras.KerasTensor:
         small = self.precision == "mixed_bfloat16" and min(x.shape[1:4]) < SMALLEST
         return layers.Conv3D(
             channels,
@@ -138,12 +138,12 @@ class _Layers:
             dtype="float32" if small else self.precision,
         )(x)
 
-    def norm(self, x: Tensor, name: str) -> Tensor:
+    def norm(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         if self.kind == "group":
             return layers.GroupNormalization(math.gcd(GROUPS, x.shape[-1]), name=name, dtype=self.precision)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name, dtype=self.precision)(x)
 
-    def relu(self, x: Tensor, name: str) -> Tensor:
+    def relu(self, x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         return layers.ReLU(name=name, dtype=self.precision)(x)
 
 

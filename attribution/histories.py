@@ -312,7 +312,7 @@ def _log_hazard_of_inputs(predictor: Predictor, table: pd.DataFrame) -> Callable
         rows = visits.row(subjects, last)
         flat = inputs.transpose(1, 0, 2).reshape(number * num_visits, -1)  # (V N, P), in the order of Visits
         data = Histories(visits, cut, flat, np.repeat(gaps, number), rows, flat[rows])
-        return predictor.slope * predictor.seeds(data)[0].mean(axis=0)
+        return predictor.slope * predictor.log_hazard_per_seed(data)[0].mean(axis=0)
 
     return predict
 
@@ -351,6 +351,6 @@ def _mean_slopes(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray
 
 def _risk(predictor: Predictor, landmark: float, horizons: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
     """The risk at each horizon as a function of the log-hazard, (N,) -> (N, T), by the baseline of the landmark."""
-    nearest = int(np.abs(landmark - np.array(predictor.grid)).argmin()) if predictor.grid else 0
+    (nearest,) = predictor.nearest_baseline(np.array([landmark]))
     baseline = predictor.baselines[nearest]
     return lambda log_hazard: 1 - survival_curves(baseline, log_hazard, np.asarray(horizons, float))

@@ -97,9 +97,9 @@ def read_many(count: int) -> float:
             nib.save(nib.Nifti1Image(values, np.eye(4)), folder / f"{number}.nii.gz")
         table = pd.DataFrame({"scan": [str(number) for number in range(count)]})
         table["nifti_path"] = [str(folder / f"{number}.nii.gz") for number in range(count)]
-        cache = data.build_cache(table, shape=TINY, folder=folder / "cache", jobs=1)
+        table, _ = data.build_cache(table, data.Preprocessing(TINY), folder=folder / "cache", jobs=1)
         batches = np.array_split(np.arange(count), count // 8)
-        for _ in data.make_dataset(cache.entries, TINY, batches):
+        for _ in data.make_dataset(table["cache_entry"].to_list(), TINY, batches):
             pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

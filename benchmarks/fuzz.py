@@ -257,7 +257,7 @@ def model_readers(folder: Path) -> list[Reader]:
     table = tables.read_features(folder / "table.csv")
     columns = tables.feature_columns(table)
     validation = np.arange(8) % 4 < 2  # by subject
-    settings = tlstm.Settings(num_seeds=1, epochs=2, hidden=4, components=(0,))
+    settings = tlstm.Settings.of(Config(NUM_SEEDS=1, TLSTM_EPOCHS=2, HIDDEN=4, COMPONENTS=(0,)))
     predictor, _ = tlstm.fit(table, validation[None], columns, grid=(), settings=settings)
     tlstm.save(predictor, folder / "tlstm")
 
@@ -284,6 +284,7 @@ def weights_reader(folder: Path) -> Reader:
 
 def state_reader(folder: Path) -> Reader:
     """The state from which a stopped training of stage 1 goes on, with 8 volumes of (16, 16, 16) voxels."""
+    from loss import Outcome
     from model import build_model
     from training.devices import Workers
     from training.loop import Training
@@ -292,13 +293,14 @@ def state_reader(folder: Path) -> Reader:
 
     rng, num = np.random.default_rng(0), 8
     index, zeros = np.arange(num, dtype=np.int32), np.zeros(num, np.float32)
-    alone = Scans([], index, index, zeros, rng.random(num).astype(np.float32), index % 2 == 0, index >= 0)
+    outcome = Outcome(index, zeros, rng.random(num).astype(np.float32), index % 2 == 0)
+    alone = Scans([], index, outcome, index >= 0)
     model, parts = build_model(SHAPE, width=2), {"train": alone, "val": alone}
-    training = Training(model, parts, Options(), folder / "cnn", Workers(), save_seconds=60.0)
+    training = Training(model, parts, Options.of(Config()), folder / "cnn", Workers(), save_seconds=60.0)
     training.save()
 
     def read(path: Path) -> list[np.ndarray]:
-        training.load(path.read_bytes())
+        training.checkpoint.load(path.read_bytes())
         return [variable.numpy() for variable in training.steps.variables()]
 
     return Reader("saved state.npz", folder / "cnn" / "backup" / "state.npz", read, check_same)

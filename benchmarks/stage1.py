@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ import pandas as pd
 import tensorflow as tf
 import torch
 
+from config import Config
 from data import load_volumes
+from loss import Outcome
 from model import build_model
 from training import loop
-from training.devices import Workers, join
+from training.checkpoint import Position
+from training.devices import Workers, join_training
 from training.risk_sets import Scans, draw_risk_sets
 from training.steps import Options, Steps
 
@@ -37,16 +41,22 @@ PORT = 23_470  # of the first of the workers, on this machine
 
 def make_part(folder: Path, num_subjects: int, visits: int, shape: tuple[int, int, int]) -> Scans:
     """Subjects with volumes of noise; 3 of 4 have an event."""
-    rng, rows = np.random.default_rng(0), []
-    entries: list[Path] = []
+    rng = np.random.default_rng(0)
+    rows: list[tuple[str, str, float, float, bool, str]] = []
     for number in range(FILES):
         np.save(folder / f"{number}.npy", rng.normal(size=shape).astype(np.float16))
     for number in range(num_subjects):
         time = float(rng.uniform(2, 6))
         for visit in range(visits):
-            entries.append(folder / f"{len(entries) % FILES}.npy")
-            rows.append((f"{number:04d}", f"{number}-{visit}", visit / 2, time, number % 4 > 0))
-    return Scans.of(pd.DataFrame(rows, columns=["subject", "scan", "visit_time", "time", "event"]), entries)
+            entry = str(folder / f"{len(rows) % FILES}.npy")
+            rows.append((f"{number:04d}", f"{number}-{visit}", visit / 2, time, number % 4 > 0, entry))
+    columns = ["subject", "scan", "visit_time", "time", "event", "cache_entry"]
+    return Scans.of(pd.DataFrame(rows, columns=columns))
+
+
+def options(**changes: Any) -> Options:
+    """The defaults of config.py, but for some."""
+    return replace(Options.of(Config()), **changes)
 
 
 class Step:
@@ -65,21 +75,21 @@ class Step:
     ):
         self.part, self.shape, self.rows = part, shape, np.arange(len(part.entries))
         self.workers = workers or Workers()
-        options = Options(batch_size=batch_size, risk_set=len(self.rows), augment_shift=0.0, recompute=recompute)
+        chosen = options(batch_size=batch_size, risk_set=len(self.rows), augment_shift=0.0, recompute=recompute)
         with self.workers.strategy.scope():
-            self.steps = Steps(build_model(shape, width=width, seed=1, **model), options, part.outcome, self.workers)
+            self.steps = Steps(build_model(shape, width=width, seed=1, **model), chosen, part.outcome, self.workers)
 
     def run(self) -> None:
         """The two passes and the update, or one pass if all fits."""
-        passes = self.steps.passes(self.steps.split(self.rows))
-        self.steps.step(self.rows, self.workers.feed(self.part.entries, self.shape, passes), 0)
+        in_order = self.steps.reading_order(self.steps.micro_batches(self.rows))
+        self.steps.step(self.rows, self.workers.read_batches(self.part.entries, self.shape, in_order), 0)
 
     def run_plain(self) -> None:
         """The gradient of each micro-batch's own loss, without an update."""
-        split = self.steps.split(self.rows)
-        feed = self.workers.feed(self.part.entries, self.shape, split)
-        for rows in split:
-            self.steps.whole(next(feed), tf.constant(0), tf.constant(rows, tf.int32))
+        micro_batches = self.steps.micro_batches(self.rows)
+        batches = self.workers.read_batches(self.part.entries, self.shape, micro_batches)
+        for rows in micro_batches:
+            self.steps.one_pass(next(batches), tf.constant(0), tf.constant(rows, tf.int32))
 
     def gradient(self) -> np.ndarray:
         """What `run` would apply."""
@@ -91,17 +101,17 @@ class Step:
     def one_tape(self) -> np.ndarray:
         """The same micro-batches, all on one tape: as exact as can be, and as large as the risk set."""
         steps, first = self.steps, tf.constant(0)
-        split = [tf.constant(rows, tf.int32) for rows in steps.split(self.rows)]
+        split = [tf.constant(rows, tf.int32) for rows in steps.micro_batches(self.rows)]
         batches = [tf.constant(load_volumes([self.part.entries[row] for row in rows])) for rows in split]
 
         @tf.function  # as the cached passes: TensorFlow's optimiser of graphs splits ties of the pooling otherwise
-        def gradient():
+        def gradient() -> list[tf.Tensor]:
             with tf.GradientTape() as tape:
                 risks = []
                 for volumes, rows in zip(batches, split, strict=True):
                     with steps._scope(first, rows):
                         risks.append(steps._log_hazard(volumes, first, rows))
-                loss = steps.loss(tf.concat(risks, 0), *steps.outcome)
+                loss = steps.loss(tf.concat(risks, 0), steps.outcome)
             return [tf.convert_to_tensor(found) for found in tape.gradient(loss, steps.weights)]
 
         return np.concatenate([found.numpy().ravel() for found in gradient()])
@@ -169,7 +179,7 @@ def write_gradient(distribute: Any, path: str, norm: str) -> None:
     if distribute == "mirrored":
         (processor,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    workers = join(distribute)
+    workers = join_training(distribute)
     with tempfile.TemporaryDirectory() as folder:
         part = make_part(Path(folder), 24, 1, shape)
         how: dict[str, Any] = {"precision": "float64", "norm": norm, "dropout": 0.3, "workers": workers}
@@ -222,13 +232,13 @@ def bench_step() -> None:
     values = rng.normal(size=(batch, *shape, 1)).astype(np.float32)
     years, events = np.linspace(1, 5, batch, dtype=np.float32), np.arange(batch) % 4 > 0
     model = build_model(shape, width=64)
-    outcome = np.arange(batch, dtype=np.int32), np.zeros(batch, np.float32), years, events
-    options = Options(augment_shift=0.0, augment_gain=0.0, visit_order_weight=0.0)
-    steps = Steps(model, options, outcome, Workers())
+    outcome = Outcome(np.arange(batch, dtype=np.int32), np.zeros(batch, np.float32), years, events)
+    plain = options(augment_shift=0.0, augment_gain=0.0, visit_order_weight=0.0)
+    steps = Steps(model, plain, outcome, Workers())
     volumes, rows = tf.constant(values), tf.range(batch)
 
-    def ours():
-        steps.whole((volumes, rows), tf.constant(0), rows)
+    def ours() -> None:
+        steps.one_pass((volumes, rows), tf.constant(0), rows)
         steps.apply()
 
     peer = resnet18(spatial_dims=3, n_input_channels=1, num_classes=1, conv1_t_stride=2)
@@ -236,7 +246,7 @@ def bench_step() -> None:
     scans = torch.tensor(values.transpose(0, 4, 1, 2, 3).copy())
     seen = torch.tensor(events)
 
-    def theirs():
+    def theirs() -> None:
         optimizer.zero_grad()
         risk = peer(scans)[:, 0]
         at_risk = torch.logcumsumexp(risk.flip(0), 0).flip(0)  # the scans are sorted by time
@@ -261,21 +271,21 @@ def bench_epoch() -> None:
     """An epoch of the default network, volumes from disk, against its steps on volumes that are in memory."""
     shape = (48, 56, 48)
     with tempfile.TemporaryDirectory() as folder:
-        part, options = make_part(Path(folder), 128, 3, shape), Options()
+        part, default = make_part(Path(folder), 128, 3, shape), options()
         parts = {"train": part, "val": part}
-        training = loop.Training(build_model(shape, width=16), parts, options, Path(folder), Workers(), 1e9)
+        training = loop.Training(build_model(shape, width=16), parts, default, Path(folder), Workers(), 1e9)
         training.callbacks = keras.callbacks.CallbackList(model=training.model)
-        sets = draw_risk_sets(part, options.risk_set, np.random.default_rng([0, 0]))
+        sets = draw_risk_sets(part, default.risk_set, np.random.default_rng([0, 0]))
         held = [tf.constant(load_volumes([part.entries[row] for row in rows])) for rows in sets]
 
-        def epoch():
-            training.done = loop.Progressed()
+        def epoch() -> None:
+            training.position = Position()
             training.run_epoch(0)
 
-        def bare():
+        def bare() -> None:
             for chosen, volumes in zip(sets, held, strict=True):
                 rows = tf.constant(chosen, tf.int32)
-                training.steps.whole((volumes, rows), tf.constant(0), rows)
+                training.steps.one_pass((volumes, rows), tf.constant(0), rows)
                 training.steps.apply()
 
         name = f"an epoch of {len(sets)} steps of 24 scans, width 16, 48x56x48"

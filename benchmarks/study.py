@@ -2,8 +2,8 @@
 
     python benchmarks/study.py [stability | visit_order | risk_set] [SEED ...]
 
-192 subjects for training, 48 for validation, 460 tested, as in embedded_cohort.py; only stage 1 is trained. Prints a JSON line a
-setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
+192 subjects for training, 48 for validation, 460 tested, as in embedded_cohort.py; only stage 1 is trained. Prints a
+JSON line a setting and seed; what a line holds is said at `measure`. All of it takes about two hours on one core.
 """
 
 import json
@@ -23,7 +23,8 @@ import pandas as pd
 
 from cohort import simulate, tables
 from cohort.splits import split_subjects
-from data import build_cache
+from config import Config
+from data import Preprocessing, build_cache
 from model import build_model
 from survival import baselines
 from survival.estimates import concordance
@@ -37,7 +38,7 @@ SUBJECTS, TESTED = 700, 460
 SHAPE, WIDTH = (48, 56, 48), 16
 SMALL = (32, 40, 32)  # of the study of risk sets, whose largest costs 34 times the smallest
 STEPS = 48  # of that study, of every size
-DEFAULT = Options()
+DEFAULT = Options.of(Config())
 
 
 def stability() -> list[tuple[str, float, tuple[int, int, int], str, Options]]:
@@ -93,17 +94,17 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
         `slopes`: correlations with the truth; `best_epoch`; `worst_fall`, of the validation C from its best so far to
         a later epoch; `lowest`, the validation C of the worst epoch after the first; `cpu_s` of the training.
     """
-    parts, entries, truth = _cohort(effect, shape, options.seed)
+    parts, truth = _cohort(effect, shape, options.seed)
     model = build_model(shape, width=WIDTH, norm=norm, seed=options.seed)
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
-        of = {name: Scans.of(parts[name], entries[name]) for name in ("train", "val")}
+        of = {name: Scans.of(parts[name]) for name in ("train", "val")}
         loop.train(model, of, options, Path(folder))
         seconds = time.process_time() - began
         watched = pd.read_csv(Path(folder) / "history.csv")["val_c_index"].to_numpy()
     predict = make_predict(model)
     scored = {
-        name: part.drop(columns="nifti_path").assign(log_hazard=predict(entries[name], options.batch_size)[1])
+        name: part.assign(log_hazard=predict(part["cache_entry"].to_list(), options.batch_size)[1])
         for name, part in parts.items()
     }
     known = scored["test"].merge(truth, left_on="scan", right_on="imageid", validate="1:1", suffixes=("", "_true"))
@@ -125,19 +126,17 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def _cohort(effect: float, shape: tuple[int, int, int], seed: int):
-    """The parts, their cache entries, and the truth of every scan."""
+def _cohort(effect: float, shape: tuple[int, int, int], seed: int) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """The parts, with their cache entries, and the truth of every scan."""
     folder = HERE / "outputs-benchmark" / "study"
     path = simulate.write_cohort(
         folder / f"effect-{effect:g}_seed-{seed}", num_subjects=SUBJECTS, effect=effect, seed=seed
     )
     table = tables.read_cohort(path, mri_folder=folder, time_unit="years")
     parts = split_subjects(table, test_ratio=TESTED / SUBJECTS, val_train_ratio=0.2, seed=seed)
-    whole = pd.concat(parts.values())
-    cache = build_cache(whole, shape=shape, folder=folder / "cache")
-    entries = dict(zip(whole["scan"], cache.entries, strict=True))
+    parts = {name: build_cache(part, Preprocessing(shape), folder=folder / "cache")[0] for name, part in parts.items()}
     truth = pd.read_csv(path.with_name("truth.csv"), usecols=["imageid", "atrophy", "rate"])
-    return parts, {name: [entries[scan] for scan in part["scan"]] for name, part in parts.items()}, truth
+    return parts, truth
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks of stage 1 share: two sides in turn, on one thread; a process of its own where memory is weighed.
+"""What the benchmarks share: two sides in turn, on one thread; a process of its own where memory is weighed.
 
 Import it before NumPy and TensorFlow: it sets their threads.
 """

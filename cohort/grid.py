@@ -37,7 +37,7 @@ class Grid:
 
     def matches(self, other: "Grid") -> bool:
         """Whether two grids have one shape and place every corner within GRID_TOLERANCE (mm)."""
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)[[1, 0, 2, 3]]
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)  # voxels, and 1
         apart = np.abs((self.affine - other.affine) @ corners).max()
         return self.shape == other.shape and bool(apart < GRID_TOLERANCE)
 

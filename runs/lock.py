@@ -14,12 +14,13 @@ from runs.errors import InputError, naming_file
 from runs.files import HOST, read_json, remove_temporaries, write_json
 
 HOLDER = ".run.json"  # which process has the lock
+
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
-    """Make the run's folder, see that it can be written, and keep other runs out; removes what killed ones left.
+    """Make the run's folder, check that it can be written, keep other runs out, and remove what killed runs left.
 
     The lock ends with the process, however it ends. HOLDER says whose it is.
 

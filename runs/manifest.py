@@ -58,8 +58,10 @@ RUN = TypeAdapter(RunRecord)
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of the run in a folder, empty if there is none.
+    """Read the record of the run in a folder; it is empty if there is none.
 
+    Args:
+        folder: of the run.
     Raises:
         InputError: it is not one, or was changed by hand into none; names every wrong place.
     """
@@ -70,36 +72,45 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def validated(content: Any, kind: TypeAdapter[Kind], expected: str, mend: str) -> Kind:
-    """What a file of ours holds, if it is of this kind still.
+    """Check that a file of ours still holds what it should.
 
+    Args:
+        content: of the file.
+        kind: pydantic's adapter of what it should be.
+        expected: the file and what was expected, in words.
+        mend: how to mend it, in a sentence.
+    Returns:
+        The content.
     Raises:
         InputError: it was changed by hand into something else; names every wrong place.
     """
     try:
         return kind.validate_python(content, strict=True)
     except ValidationError as error:
-        places = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        places = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise InputError(f"{expected}, received another: {places}. {mend}") from error
 
 
 def list_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Size and SHA-256 of files, by their path relative to the run's folder.
+    """List files with their sizes and hashes.
 
     Args:
         folder: of the run.
         names: files or folders in it, with all that they hold but backups and hidden files.
+    Returns:
+        Size in bytes and SHA-256 of each file, by its path relative to the run's folder.
     """
     paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
-    kept = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    by_name = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
     return {
         name: {"size": path.stat().st_size, "sha256": _hash(path)}
-        for name, path in kept.items()
+        for name, path in by_name.items()
         if not any(part == BACKUP or part.startswith(".") for part in Path(name).parts)
     }
 
 
 def find_damage(folder: Path, listed: Mapping[str, FileEntry]) -> dict[str, str]:
-    """What is missing or not as `list_files` found it.
+    """Find what is missing, or not as `list_files` listed it.
 
     Args:
         folder: of the run.
@@ -107,20 +118,24 @@ def find_damage(folder: Path, listed: Mapping[str, FileEntry]) -> dict[str, str]
     Returns:
         What happened to each such file, by its path.
     """
-    return {name: what for name, known in listed.items() if (what := _damage(folder / name, known))}
+    return {name: what for name, entry in listed.items() if (what := _damage(folder / name, entry))}
 
 
 def damage_lines(damage: Mapping[str, str]) -> list[str]:
-    """A line for each damaged file."""
+    """Make a line for each damaged file.
+
+    Args:
+        damage: of `find_damage`.
+    """
     return [f"{name}: {what}" for name, what in damage.items()]
 
 
-def _damage(path: Path, known: FileEntry) -> str | None:
+def _damage(path: Path, entry: FileEntry) -> str | None:
     if not path.is_file():
         return "missing"
-    if (size := path.stat().st_size) != known["size"]:
-        return f"changed, expected {known['size']} bytes, received {size}"
-    if _hash(path) != known["sha256"]:
+    if (size := path.stat().st_size) != entry["size"]:
+        return f"changed, expected {entry['size']} bytes, received {size}"
+    if _hash(path) != entry["sha256"]:
         return "changed, other contents of the same size"
     return None
 

@@ -27,6 +27,7 @@ TENSORFLOW = {  # before it is imported, whichever program starts
     "TF_CPP_MIN_LOG_LEVEL": "3",  # that there is no GPU is no error
 }
 REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
+
 logger = logging.getLogger(__name__)
 
 

@@ -9,18 +9,19 @@ from threadpoolctl import threadpool_limits
 
 from runs.manifest import read_record
 
-READ_AT_LOADING = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # by libraries, and programs we run
+VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # that libraries read as they load
+
 logger = logging.getLogger(__name__)
 
 
 def fix_threads(folder: Path) -> int:
-    """Give NumPy's libraries, those that are loaded and those that will be, the threads of a run.
+    """Give NumPy's libraries the threads of a run: those that are loaded, those that will be, and other programs'.
 
     Args:
         folder: of the run; its record says how many. A first run takes the cores that this process may use, or
             OMP_NUM_THREADS if that is less.
     Returns:
-        The number, for TensorFlow and PyTorch.
+        The number of threads, for TensorFlow and PyTorch.
     """
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     cores = min(cpu_count(), int(allowed) if allowed.isdigit() else cpu_count())
@@ -32,7 +33,7 @@ def fix_threads(folder: Path) -> int:
             threads,
             cores,
         )
-    for name in READ_AT_LOADING:
+    for name in VARIABLES:
         os.environ[name] = str(threads)
     threadpool_limits(threads)
     return threads

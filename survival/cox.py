@@ -1,6 +1,10 @@
-"""Risk sets of the Cox model, and the ridge Cox: the linear link of stage 2 and its linear rivals.
+"""Risk sets of the Cox model, its partial likelihood, and the ridge Cox, in NumPy.
 
-NumPy alone. Direction: a higher log-hazard means an earlier event.
+The link of stage 2 and its linear rivals are ridge Cox models. A higher log-hazard means an earlier event. Shapes:
+R rows, E events among them, G strata, P inputs. Times are years.
+
+Symbols: eta_j, the log-hazard of row j; R_i, the rows at risk at event i; D_i, the d_i events tied with event i;
+f_i = 0, 1/d_i, ... (d_i - 1)/d_i, Efron's share for the events of one tie (0 with Breslow).
 """
 
 import dataclasses
@@ -10,9 +14,9 @@ from typing import Literal
 import numpy as np
 
 Ties = Literal["efron", "breslow"]
-NEWTON_STEPS = 50
-HALVINGS = 30
-TOLERANCE = 1e-9  # of the gradient, per event
+NEWTON_STEPS = 50  # at most
+HALVINGS = 30  # of one step, at most
+TOLERANCE = 1e-9  # of the gradient per event; below it the search ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,33 +27,33 @@ class RiskSets:
     between the start of its stratum and the end of its group of tied times.
     """
 
-    order: np.ndarray  # (R,) row at each position
-    bounds: np.ndarray  # (G + 1,) first position of each stratum, and R
-    event_bounds: np.ndarray  # (G + 1,) the same among the events
-    event: np.ndarray  # (E,) position of each event, ascending
-    last: np.ndarray  # (E,) last position of its group of tied times
-    tie: np.ndarray  # (E,) number of its group, counted from 0 over the groups with an event
-    fraction: np.ndarray  # (E,) Efron: 0, 1/d, ... (d-1)/d over the d tied events; Breslow: 0
-    next_event: np.ndarray  # (R,) first event at or after the position's own group; E if there is none
+    order: np.ndarray  # (R,) int, row at each position
+    bounds: np.ndarray  # (G + 1,) int, first position of each stratum, and R
+    event_bounds: np.ndarray  # (G + 1,) int, the same among the events: first event of each stratum, and E
+    event: np.ndarray  # (E,) int, position of each event, ascending
+    last: np.ndarray  # (E,) int, last position of its group of tied times: R_i ends there
+    tie: np.ndarray  # (E,) int, number of its group, counted from 0 over the groups with an event
+    fraction: np.ndarray  # (E,) f_i, from 0 to below 1
+    next_event: np.ndarray  # (R,) int, first event at or after the position's own group; E if there is none
 
     @property
     def num_ties(self) -> int:
-        """Groups of tied times with an event."""
+        """The number of groups of tied times with an event; the (E,) numbers in `tie` are below it."""
         return int(self.tie[-1]) + 1 if len(self.tie) else 0
 
 
 def risk_sets(time: np.ndarray, event: np.ndarray, stratum: np.ndarray | None = None, ties: Ties = "efron") -> RiskSets:
-    """Sort once and find the risk set of every event.
+    """Sort the rows once and find the risk set of every event.
 
     Args:
-        time: (R,) years left.
+        time: (R,) years left to the event or censoring.
         event: (R,) bool.
-        stratum: (R,) int, nobody is at risk in another's stratum; None: one stratum.
+        stratum: (R,) int; a row is at risk at the events of its own stratum only; None: one stratum.
         ties: Efron's or Breslow's treatment of tied events.
     Returns:
         The positions; O(R) memory.
     Raises:
-        ValueError: the shapes differ, or an unknown `ties`.
+        ValueError: the shapes differ, or `ties` is unknown.
     """
     if time.shape != event.shape or (stratum is not None and stratum.shape != time.shape):
         raise ValueError(f"expected one shape. Received: time {time.shape}, event {event.shape}, stratum {stratum}")
@@ -58,31 +62,32 @@ def risk_sets(time: np.ndarray, event: np.ndarray, stratum: np.ndarray | None = 
     num_rows = len(time)
     order = np.argsort(-time) if stratum is None else np.lexsort((-time, stratum))
     time, event = time[order], event[order]
-    new = np.ones(num_rows, bool)  # a stratum begins here
-    new[1:] = False if stratum is None else np.diff(stratum[order]) != 0
-    bounds = np.append(np.flatnonzero(new), num_rows)
-    new[1:] |= time[1:] != time[:-1]  # a group of tied times begins here
-    group = np.cumsum(new) - 1  # (R,)
-    ends = np.append(np.flatnonzero(new)[1:], num_rows) - 1  # last position of each group
+    begins = np.ones(num_rows, bool)  # whether a stratum begins at this position
+    begins[1:] = False if stratum is None else np.diff(stratum[order]) != 0
+    bounds = np.append(np.flatnonzero(begins), num_rows)
+    begins[1:] |= time[1:] != time[:-1]  # from here on: whether a group of tied times begins
+    group = np.cumsum(begins) - 1  # (R,)
+    ends = np.append(np.flatnonzero(begins)[1:], num_rows) - 1  # last position of each group
     positions = np.flatnonzero(event)  # (E,)
     _, first, tie, count = np.unique(group[positions], return_index=True, return_inverse=True, return_counts=True)
     rank = np.arange(len(positions)) - first[tie]
     fraction = rank / count[tie] if ties == "efron" else np.zeros(len(positions))
     events_before = np.concatenate([[0], np.cumsum(event)])  # (R + 1,)
-    start = np.flatnonzero(new)[group]  # first position of each row's group
+    start = np.flatnonzero(begins)[group]  # first position of each row's group
     return RiskSets(
         order, bounds, events_before[bounds], positions, ends[group[positions]], tie, fraction, events_before[start]
     )
 
 
-def _running(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Cumulative sums along the first axis, begun anew at each of `bounds`."""
+def _running_sum(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Running sums along the first axis, which begin anew at each of `bounds`; the shape of `values`."""
     parts = [np.cumsum(values[a:b], axis=0) for a, b in itertools.pairwise(bounds)]
     return np.concatenate(parts) if parts else values
 
 
-def _running_back(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    return _running(values[::-1], len(values) - bounds[::-1])[::-1]
+def _running_sum_from_the_end(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """As `_running_sum`, from the last value of each stratum to its first."""
+    return _running_sum(values[::-1], len(values) - bounds[::-1])[::-1]
 
 
 def cox_derivatives(
@@ -90,55 +95,58 @@ def cox_derivatives(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Mean negative log partial likelihood per event of a linear model, its gradient and Hessian.
 
+    loss = 1/E sum_i [ log( sum_{j in R_i} exp(eta_j) - f_i sum_{k in D_i} exp(eta_k) ) - eta_i ], eta = X beta.
+
     Args:
-        coefficients: (P,).
-        inputs: (R, P) float64, in the order of the rows that `sets` was made of.
+        coefficients: (P,) beta.
+        inputs: (R, P) float64, X, in the order of the rows that `sets` was made from.
         sets: their risk sets, with an event or more.
     Returns:
         Loss, gradient (P,), Hessian (P, P); O(R P) memory.
     Source: Cox (1972); Efron (1977). Checked against lifelines.
     """
     x = inputs[sets.order]  # (R, P)
-    log_hazard = x @ coefficients
-    top = np.repeat(np.maximum.reduceat(log_hazard, sets.bounds[:-1]), np.diff(sets.bounds))
-    weight = np.exp(log_hazard - top)  # (R,); a stratum's largest is 1
-    tied = weight[sets.event]
-    share = sets.fraction * np.bincount(sets.tie, tied, sets.num_ties)[sets.tie]
-    at_risk = _running(weight, sets.bounds)[sets.last] - share  # (E,)
-    loss = (np.log(at_risk) + top[sets.event] - log_hazard[sets.event]).mean()
-    # (E, P): mean input of those at risk at each event
+    log_hazard = x @ coefficients  # eta, (R,)
+    largest = np.repeat(np.maximum.reduceat(log_hazard, sets.bounds[:-1]), np.diff(sets.bounds))  # of each stratum
+    weight = np.exp(log_hazard - largest)  # exp(eta_j), scaled so that the largest of a stratum is 1
+    tied = weight[sets.event]  # (E,)
+    tied_share = sets.fraction * np.bincount(sets.tie, tied, sets.num_ties)[sets.tie]  # f_i sum_D exp(eta_k)
+    at_risk = _running_sum(weight, sets.bounds)[sets.last] - tied_share  # sum_R exp(eta_j) - f_i sum_D exp(eta_k)
+    loss = (np.log(at_risk) + largest[sets.event] - log_hazard[sets.event]).mean()
+    # xbar_i, (E, P): the weighted mean input of the rows at risk at each event
     tied_x = np.stack([np.bincount(sets.tie, tied * column, sets.num_ties) for column in x[sets.event].T], axis=1)
-    mean = _running(weight[:, None] * x, sets.bounds)[sets.last] - sets.fraction[:, None] * tied_x[sets.tie]
+    mean = _running_sum(weight[:, None] * x, sets.bounds)[sets.last] - sets.fraction[:, None] * tied_x[sets.tie]
     mean /= at_risk[:, None]
-    # (R,): a row's weight summed over the events at which it is at risk
-    summed = np.append(_running_back(1 / at_risk, sets.event_bounds), 0.0)
-    later = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
-    total = weight * np.where(sets.next_event < later, summed[sets.next_event], 0.0)
+    # w_j, (R,): the weight of each row, summed over the events at which it is at risk
+    summed = np.append(_running_sum_from_the_end(1 / at_risk, sets.event_bounds), 0.0)
+    end_of_stratum = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
+    total = weight * np.where(sets.next_event < end_of_stratum, summed[sets.next_event], 0.0)
     total[sets.event] -= tied * np.bincount(sets.tie, sets.fraction / at_risk, sets.num_ties)[sets.tie]
     num_events = len(sets.event)
-    gradient = (mean - x[sets.event]).sum(axis=0) / num_events
-    hessian = ((x * total[:, None]).T @ x - mean.T @ mean) / num_events
+    gradient = (mean - x[sets.event]).sum(axis=0) / num_events  # 1/E sum_i (xbar_i - x_i)
+    hessian = ((x * total[:, None]).T @ x - mean.T @ mean) / num_events  # 1/E (X' diag(w) X - sum_i xbar_i xbar_i')
     return float(loss), gradient, hessian
 
 
 def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:
-    """Coefficients of the ridge Cox by Newton steps.
+    """Fit the ridge Cox by Newton steps.
 
     Args:
         inputs: (R, P) float64, standardised.
         sets: risk sets of the rows.
-        penalty: weight of half the squared norm of the coefficients, beside the mean loss per event; > 0.
+        penalty: > 0, weight of half the squared norm of the coefficients, beside the mean loss per event.
     Returns:
-        (P,): minimises loss + penalty / 2 * sum of squares; 0 without an event.
+        (P,) beta, which minimises loss + penalty / 2 * |beta|^2; 0 without an event.
     Source: Verweij and van Houwelingen (1994). lifelines' `penalizer` is penalty * events / rows.
     """
     coefficients = np.zeros(inputs.shape[1])
     if len(sets.event) == 0:
         return coefficients
 
-    def penalised(at: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        loss, gradient, hessian = cox_derivatives(at, inputs, sets)
-        return loss + penalty / 2 * at @ at, gradient + penalty * at, hessian + penalty * np.eye(len(at))
+    def penalised(beta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        """Loss, gradient and Hessian with the ridge's penalty."""
+        loss, gradient, hessian = cox_derivatives(beta, inputs, sets)
+        return loss + penalty / 2 * beta @ beta, gradient + penalty * beta, hessian + penalty * np.eye(len(beta))
 
     loss, gradient, hessian = penalised(coefficients)
     for _ in range(NEWTON_STEPS):
@@ -150,11 +158,18 @@ def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:
             if trial[0] <= loss:
                 break
         else:
-            break  # no step goes lower: as good as floats allow
+            break  # no step lowers the loss: this is as exact as floats allow
         coefficients, (loss, gradient, hessian) = coefficients - step / 2**halving, trial
     return coefficients
 
 
 def partial_likelihood_loss(log_hazard: np.ndarray, sets: RiskSets) -> float:
-    """Mean negative log partial likelihood per event of given log-hazards (R,)."""
+    """Mean negative log partial likelihood per event of given log-hazards.
+
+    Args:
+        log_hazard: (R,) float; higher = earlier event; in the order of the rows that `sets` was made from.
+        sets: their risk sets, with an event or more.
+    Returns:
+        The loss of `cox_derivatives`, with eta = `log_hazard`.
+    """
     return cox_derivatives(np.ones(1), np.asarray(log_hazard, float)[:, None], sets)[0]

@@ -1,11 +1,12 @@
-"""Cross-validation of stage 2 and its rivals: the same subjects, folds, landmarks and estimators for all.
+"""Cross-validation of stage 2 against its rivals: the same subjects, folds, landmarks and metrics for every model.
 
-No PyTorch: the T-LSTM comes as a function. Times in years.
+No PyTorch: the T-LSTM comes as a function. A rival is a model that ours is compared with. Shapes: N subjects, S seeds,
+T points of a survival curve. Times are years.
 """
 
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from cohort.splits import assign_folds
 from runs.files import finite_or_none, written_whole
-from survival.cox import ridge_cox
+from survival.cox import Ties, ridge_cox
 from survival.estimands import Prediction, read_curves
 from survival.estimates import Reference, concordance
 from survival.landmarks import Histories
@@ -24,165 +25,211 @@ from survival.predictor import Predictor
 from survival.preparation import Preparation
 
 FIGURES = ("c_index", "auc", "ibs")
-OURS = "tlstm"
+OUR_MODEL = "tlstm"
+RIVALS_TIES: Ties = "efron"  # whatever TIES is: a rival is the same model in every comparison
 COLOURS = ("#0072b2", "#e69f00", "#d55e00")
 POINTS = 20  # of a survival curve within a window
-logger = logging.getLogger(__name__)
-Predict = Callable[[pd.DataFrame, float, np.ndarray], pd.DataFrame]  # visits, landmark, years
-Fit = Callable[[pd.DataFrame, np.ndarray], Predict]  # visits, (S, N) validation
+Predict = Callable[[pd.DataFrame, float, np.ndarray], pd.DataFrame]  # visits, landmark, (T,) years -> predictions
+Fit = Callable[[pd.DataFrame, np.ndarray], Predict]  # visits of N subjects, (S, N) bool validation
 
 
+# ---- The comparison ------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is cross-validated."""
 
-    landmarks: tuple[float, ...]
-    windows: tuple[float, ...]  # years ahead, one for each landmark
-    folds: int
-    repeats: int
-    num_seeds: int
+    landmarks: tuple[float, ...]  # years from baseline
+    windows: tuple[float, ...]  # years ahead that are evaluated, one for each landmark
+    folds: int  # of the subjects
+    repeats: int  # cross-validations, each with another assignment to folds
+    num_seeds: int  # S
     seed: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fold:
+    """One fold: the visits to train on and to test on, and the subjects that each seed is validated on."""
+
+    repeat: int  # from 1
+    number: int  # from 1
+    train: pd.DataFrame
+    test: pd.DataFrame
+    validation: np.ndarray  # (S, subjects of train) bool
+
+
 def compare_models(
-    table: pd.DataFrame, arms: Mapping[str, Fit], plan: Plan, *, progress: bool = False
+    table: pd.DataFrame, models: Mapping[str, Fit], plan: Plan, *, progress: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Fit every arm on each training part and evaluate it on the held-out subjects.
+    """Fit every model on each training part and evaluate it on the held-out subjects.
 
     Args:
         table: visits in memory's columns, sorted by subject and visit.
-        arms: by name.
-        plan: landmarks, windows, folds.
+        models: ours, called OUR_MODEL, and its rivals, by name.
+        plan: landmarks and windows in years, folds, repeats.
         progress: show a bar on stderr.
     Returns:
-        The figures: `repeat, fold, landmark, window, model, test_share, c_index, auc, ibs`; and the
-        predictions of our model for the held-out subjects.
+        The figures, `repeat, fold, landmark, window, model, test_share, c_index, auc, ibs`; and the predictions of
+        our model for the held-out subjects.
     """
-    subjects = table.drop_duplicates("subject")
-    names, event = subjects["subject"].to_numpy(str), subjects["event"].to_numpy(bool)
-    rng = np.random.default_rng(plan.seed)
     figures, predicted = [], []
-    bar = tqdm(total=plan.repeats * plan.folds * len(arms), desc="cross-validation", unit="fit", disable=not progress)
-    with bar:
-        for repeat in range(1, plan.repeats + 1):
-            fold_of = assign_folds(event, plan.folds, rng)
-            for fold in range(plan.folds):
-                held = np.isin(table["subject"].to_numpy(str), names[fold_of == fold])
-                train, test = table[~held].reset_index(drop=True), table[held].reset_index(drop=True)
-                validation = inner_folds(event[fold_of != fold], plan.num_seeds, rng)
-                for model, fit in arms.items():
-                    predict = fit(train, validation)
-                    place = {"repeat": repeat, "fold": fold + 1, "model": model}
-                    for landmark, window in zip(plan.landmarks, plan.windows, strict=True):
-                        found, said = _evaluate(predict, train, test, landmark, window)
-                        figures.append(place | found)
-                        if model == OURS:
-                            predicted.append(said.assign(split=f"repeat{repeat}_fold{fold + 1}"))
-                    bar.update()
+    num_fits = plan.repeats * plan.folds * len(models)
+    with tqdm(total=num_fits, desc="cross-validation", unit="fit", disable=not progress) as bar:
+        for fold in _folds(table, plan):
+            for model, fit in models.items():
+                predict = fit(fold.train, fold.validation)
+                place = {"repeat": fold.repeat, "fold": fold.number, "model": model}
+                for landmark, window in zip(plan.landmarks, plan.windows, strict=True):
+                    fold_figures, predictions = _evaluate(predict, fold, landmark, window)
+                    figures.append(place | fold_figures)
+                    if model == OUR_MODEL:
+                        predicted.append(predictions.assign(split=f"repeat{fold.repeat}_fold{fold.number}"))
+                bar.update()
     return pd.DataFrame(figures), pd.concat(predicted, ignore_index=True)
 
 
-def _evaluate(predict: Predict, train, test, landmark: float, window: float) -> tuple[dict, pd.DataFrame]:
-    """C truncated at the window, AUC at its end, IBS over it."""
+def _folds(table: pd.DataFrame, plan: Plan) -> Iterator[_Fold]:
+    """Draw the folds, one after another; every subject is in one test part of each repeat."""
+    subjects = table.drop_duplicates("subject")
+    names, event = subjects["subject"].to_numpy(str), subjects["event"].to_numpy(bool)
+    rng = np.random.default_rng(plan.seed)
+    for repeat in range(1, plan.repeats + 1):
+        fold_of = assign_folds(event, plan.folds, rng)
+        for fold in range(plan.folds):
+            is_test = np.isin(table["subject"].to_numpy(str), names[fold_of == fold])
+            train, test = table[~is_test].reset_index(drop=True), table[is_test].reset_index(drop=True)
+            validation = inner_folds(event[fold_of != fold], plan.num_seeds, rng)
+            yield _Fold(repeat, fold + 1, train, test, validation)
+
+
+def _evaluate(predict: Predict, fold: _Fold, landmark: float, window: float) -> tuple[dict[str, float], pd.DataFrame]:
+    """The figures of a fold, and its predictions: C truncated at the window, AUC at its end, IBS over it."""
     years = window * np.arange(1, POINTS + 1) / POINTS
-    seen, said = predict(train, landmark, years), predict(test, landmark, years)
-    place = {"landmark": landmark, "window": window, "test_share": len(said) / len(seen)}
-    if said.empty:  # nobody of the fold is at risk there
-        return place | dict.fromkeys(FIGURES, np.nan), said
-    time, event, log_hazard = (said[name].to_numpy() for name in ("time", "event", "log_hazard"))
+    of_train, of_test = predict(fold.train, landmark, years), predict(fold.test, landmark, years)
+    place = {"landmark": landmark, "window": window, "test_share": len(of_test) / len(of_train)}
+    if of_test.empty:  # no subject of the fold is at risk at the landmark
+        return place | dict.fromkeys(FIGURES, np.nan), of_test
+    time, event, log_hazard = (of_test[name].to_numpy() for name in ("time", "event", "log_hazard"))
     settings = EvaluationSettings((window,), num_resamples=VALUE_ALONE, seed=0)
-    found = evaluate(Prediction.of(said), Reference.of(seen), settings)
+    metrics = evaluate(Prediction.of(of_test), Reference.of(of_train), settings)
     truncated = np.minimum(time, window), event & (time <= window)
     return place | {
         "c_index": concordance(log_hazard, *truncated),
-        "auc": _number(found["auc"][str(float(window))]),
-        "ibs": _number(found["ibs"]),
-    }, said
+        "auc": _value_or_nan(metrics["auc"][str(float(window))]),
+        "ibs": _value_or_nan(metrics["ibs"]),
+    }, of_test
 
 
-def _number(estimate: Mapping) -> float:
+def _value_or_nan(estimate: Mapping) -> float:
     return np.nan if estimate["value"] is None else estimate["value"]
 
 
-# ---- The rivals ------------------------------------------------------------------------------------
-def linear_arm(
+# ---- The rivals ----------------------------------------------------------------------------------
+def linear_rival(
     columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float], *, baseline_only: bool = False
 ) -> Fit:
-    """Ridge Cox on the last values, its penalty chosen on inner folds, then fitted on all training subjects.
+    """Make a rival: a ridge Cox on the last values.
+
+    Its penalty is chosen on inner folds; then it is fitted on all training subjects.
 
     Args:
-        columns: features.
+        columns: names of the features.
         penalties: to choose from.
-        grid: the landmarks it is trained at together, stratified (van Houwelingen 2007); empty: at each
-            landmark that is asked for, by itself.
+        grid: landmarks, years from baseline, at which one model is trained, stratified by landmark (van Houwelingen
+            2007); empty: a model of its own is trained at each landmark that is predicted at.
         baseline_only: use the first visit alone.
     Returns:
-        An arm of `cross_validate`.
+        A model for `compare_models`.
     """
 
-    def cut(table: pd.DataFrame) -> pd.DataFrame:
+    def visits_of(table: pd.DataFrame) -> pd.DataFrame:
+        """The visits that the model may see."""
         return table.drop_duplicates("subject").reset_index(drop=True) if baseline_only else table
 
     def fit(table: pd.DataFrame, validation: np.ndarray) -> Predict:
-        table = cut(table)
-        prepare = Preparation.fit(table, columns, num_components=0)
+        """Prepare the training visits; the models are trained when they are first needed."""
+        train = visits_of(table)
+        prepare = Preparation.fit(train, columns, num_components=0)
 
+        @functools.cache
         def trained(landmarks: tuple[float, ...]) -> Predictor:
-            data = Histories.of(table, prepare, landmarks)
-            splits = split_rows(data.landmarks, validation)
+            """The ridge Cox of these landmarks, with its baseline hazards."""
+            data = Histories.of(train, prepare, landmarks)
+            splits = split_rows(data.landmarks, validation, RIVALS_TIES)
             penalty = min(penalties, key=lambda penalty: fit_link(data.last_values, splits, penalty)[0])
-            link = ridge_cox(data.last_values, landmark_sets(data.landmarks), penalty)[None]
-            return Predictor(prepare, landmarks, link).calibrated(table, np.zeros_like(validation))
-
-        models: dict[float, Predictor] = {}
-        supermodel = trained(tuple(grid)) if len(grid) else None
+            link = ridge_cox(data.last_values, landmark_sets(data.landmarks, RIVALS_TIES), penalty)[None]
+            return Predictor(prepare, landmarks, link).calibrated(data, np.zeros_like(validation), ties=RIVALS_TIES)
 
         def predict(table: pd.DataFrame, landmark: float, years: np.ndarray) -> pd.DataFrame:
-            model = supermodel or models.get(landmark) or trained((landmark,))
-            models[landmark] = model
-            return model.predict(cut(table), (landmark,), years=years)
+            """Predictions at a landmark, with (T,) points of the survival curves."""
+            return trained(tuple(grid) or (landmark,)).predict(visits_of(table), (landmark,), years=years)
 
         return predict
 
     return fit
 
 
-# ---- What came out -----------------------------------------------------------------------------------
-def summarise(figures: pd.DataFrame) -> dict[str, dict]:
-    """Mean and deviation over the folds, and what our model gains on each rival.
+def linear_rivals(columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float]) -> dict[str, Fit]:
+    """Make the linear rivals of stage 2.
 
     Args:
-        figures: of `cross_validate`.
+        columns: names of the features.
+        penalties: ridge penalties to choose from.
+        grid: landmarks, years from baseline, at which stage 2 is trained.
+    Returns:
+        By name: the values of the first visit; the last values (last observation carried forward), with a model for
+        each landmark; the last values, with one model for all landmarks.
+    """
+    return {
+        "baseline_cox": linear_rival(columns, penalties, (), baseline_only=True),
+        "locf_cox": linear_rival(columns, penalties, ()),
+        "linear_supermodel": linear_rival(columns, penalties, grid),
+    }
+
+
+# ---- The summary ---------------------------------------------------------------------------------
+def summarise(figures: pd.DataFrame) -> dict[str, dict]:
+    """Average the figures over the folds, and what our model gains on each rival.
+
+    Args:
+        figures: of `compare_models`; a row a fold, landmark and model.
     Returns:
         `{"<landmark>+<window>": {"<model>": {figure: {"value", "sd", "folds"}}, "difference": {"<rival>":
-        {figure: {"value", "se", "folds"}}}}}`; `folds` have the figure, null: too few do. The difference is ours
-        minus the rival's, its error corrected for folds that share training subjects:
+        {figure: {"value", "se", "folds"}}}}}`; landmark and window are years, and `folds` counts the folds that have
+        the figure. A value is null if no fold has the figure, an error if one fold or none has it. The difference is
+        ours minus the rival's. Its error is corrected for folds that share training subjects:
         variance * (1 / folds + test / train).
     Source: Nadeau and Bengio (2003), Machine Learning 52, eq. 5.
     """
-    found: dict[str, dict] = {}
-    for (landmark, window), here in figures.groupby(["landmark", "window"]):
-        models = {str(name): part.set_index(["repeat", "fold"]) for name, part in here.groupby("model", sort=False)}
-        summary: dict[str, dict] = {
-            name: {figure: _estimate(part[figure], "sd", part[figure].std()) for figure in FIGURES}
-            for name, part in models.items()
-        }
-        ours = models[OURS]
-        summary["difference"] = {
-            rival: {figure: _difference(ours[figure] - part[figure], ours["test_share"]) for figure in FIGURES}
-            for rival, part in models.items()
-            if rival != OURS
-        }
-        found[f"{landmark:g}+{window:g}"] = summary
-    return found
+    return {
+        f"{landmark:g}+{window:g}": _summarise_models(rows)
+        for (landmark, window), rows in figures.groupby(["landmark", "window"])
+    }
+
+
+def _summarise_models(figures: pd.DataFrame) -> dict[str, dict]:
+    """The summary of one landmark."""
+    models = {str(name): rows.set_index(["repeat", "fold"]) for name, rows in figures.groupby("model", sort=False)}
+    summary: dict[str, dict] = {
+        name: {figure: _estimate(rows[figure], "sd", rows[figure].std()) for figure in FIGURES}
+        for name, rows in models.items()
+    }
+    ours = models[OUR_MODEL]
+    summary["difference"] = {
+        rival: {figure: _difference(ours[figure] - rows[figure], ours["test_share"]) for figure in FIGURES}
+        for rival, rows in models.items()
+        if rival != OUR_MODEL
+    }
+    return summary
 
 
 def _difference(gain: pd.Series, test_share: pd.Series) -> dict[str, float | int | None]:
+    """Mean of the gains of the folds, and its corrected standard error."""
     variance = gain.var() * (1 / max(gain.count(), 1) + test_share.mean())
     return _estimate(gain, "se", np.sqrt(variance))
 
 
 def _estimate(values: pd.Series, name: str, spread: float) -> dict[str, float | int | None]:
+    """Mean over the folds, its spread under `name`, and the number of folds that have a value."""
     return {
         "value": finite_or_none(values.mean()),
         name: finite_or_none(spread),
@@ -191,32 +238,39 @@ def _estimate(values: pd.Series, name: str, spread: float) -> dict[str, float | 
 
 
 def as_text(summary: Mapping[str, Mapping]) -> str:
-    """The summary as lines for a terminal."""
+    """Format the summary for a terminal.
+
+    Args:
+        summary: of `summarise`.
+    Returns:
+        Lines: for each landmark (years) a header, a row a model, and a row a difference.
+    """
     lines = []
     for place, models in summary.items():
         landmark, window = place.split("+")
         lines.append(f"\nlandmark {landmark} years, window {window} years{'C':>10}{'AUC':>16}{'IBS':>16}")
         for name, estimates in models.items():
             if name != "difference":
-                lines.append(f"  {name:<30}" + "  ".join(_plain(estimates[figure], "sd") for figure in FIGURES))
+                lines.append(f"  {name:<30}" + "  ".join(_as_cell(estimates[figure], "sd") for figure in FIGURES))
         for rival, estimates in models["difference"].items():
-            what = f"tlstm - {rival}"
-            lines.append(f"  {what:<30}" + "  ".join(_plain(estimates[figure], "se", "+") for figure in FIGURES))
+            name = f"{OUR_MODEL} - {rival}"
+            lines.append(f"  {name:<30}" + "  ".join(_as_cell(estimates[figure], "se", "+") for figure in FIGURES))
     return "\n".join(lines)
 
 
-def _plain(estimate: Mapping, spread: str, sign: str = "") -> str:
+def _as_cell(estimate: Mapping, spread: str, sign: str = "") -> str:
+    """A value with its spread in brackets, or a dash."""
     if estimate["value"] is None or estimate[spread] is None:
         return f"{'-':>14}"
     return f"{estimate['value']:{sign}6.3f} ({estimate[spread]:.3f})"
 
 
 def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
-    """Thirds of predicted risk at each landmark: what was predicted, and what then happened (Kaplan-Meier).
+    """Draw the mean predicted survival of the thirds of risk at each landmark, beside their Kaplan-Meier curves.
 
     Args:
-        predicted: our model's predictions for the held-out subjects.
-        path: PNG.
+        predicted: our model's predictions for the held-out subjects; times and landmarks in years.
+        path: of the PNG.
     """
     from lifelines import KaplanMeierFitter
     from matplotlib.figure import Figure
@@ -224,13 +278,13 @@ def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
     landmarks = sorted(predicted["landmark"].unique())
     figure = Figure(figsize=(4.2 * len(landmarks), 3.6), layout="constrained")
     for axes, landmark in zip(figure.subplots(1, len(landmarks), squeeze=False)[0], landmarks, strict=True):
-        here = predicted[predicted["landmark"] == landmark].dropna(axis=1, how="all")
-        years, survival = read_curves(here)
-        third = pd.qcut(here["log_hazard"].rank(method="first"), 3, labels=False).to_numpy()
+        at_landmark = predicted[predicted["landmark"] == landmark].dropna(axis=1, how="all")
+        years, survival = read_curves(at_landmark)
+        third = pd.qcut(at_landmark["log_hazard"].rank(method="first"), 3, labels=False).to_numpy()
         for number, (name, colour) in enumerate(zip(("low", "middle", "high"), COLOURS, strict=True)):
-            group = here[third == number]
-            seen = KaplanMeierFitter().fit(group["time"], group["event"]).survival_function_at_times(years)
-            axes.step(years, seen, where="post", color=colour, label=f"{name} risk, seen")
+            group = at_landmark[third == number]
+            observed = KaplanMeierFitter().fit(group["time"], group["event"]).survival_function_at_times(years)
+            axes.step(years, observed, where="post", color=colour, label=f"{name} risk, seen")
             axes.plot(years, survival[third == number].mean(axis=0), "--", color=colour, label="predicted")
         axes.set(title=f"from year {landmark:g}", xlabel="years from the landmark", ylim=(0, 1.02))
     axes.legend(fontsize=7)

@@ -88,10 +88,10 @@ def read_curves(table: "pd.DataFrame") -> tuple[np.ndarray, np.ndarray]:
     return np.array([float(name.removeprefix(CURVE_COLUMN)) for name in names]), table[names].to_numpy()
 
 
-# ---- One model on one part -------------------------------------------------------------------------
+# ---- Estimands -------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One model on one part of N subjects. Each figure is a method that gives its estimand.
+class Estimands:
+    """The figures of one model on one part of N subjects; each is a method that gives its estimand.
 
     Some figures need G, the Kaplan-Meier of the training part's censoring. They use the usable grid points only: those
     at which G is known and positive, within the follow-up of the part itself.

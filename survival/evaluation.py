@@ -1,6 +1,6 @@
 """Every model of a run on the same split: stage 1, stage 2, their rivals and the truth, for `metrics.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,26 @@ def evaluate_parts(parts: Predicted, settings: EvaluationSettings) -> dict[str, 
     """
     reference = Reference.of(parts["train"])
     return {name: evaluate(Prediction.of(table), reference, settings) for name, table in parts.items()}
+
+
+def evaluate_landmarks(
+    parts: Predicted, landmarks: Sequence[float], settings: EvaluationSettings
+) -> dict[str, dict[str, dict]]:
+    """Evaluate one model's predictions for each part, one landmark after another.
+
+    Args:
+        parts: `train` and others, as `Predictor.predict` gives them for several landmarks.
+        landmarks: years from baseline.
+        settings: horizons in years, resamples, seed.
+    Returns:
+        The figures of `evaluate_parts` by landmark.
+    """
+    return {
+        f"{landmark:g}": evaluate_parts(
+            {name: table[table["landmark"] == landmark] for name, table in parts.items()}, settings
+        )
+        for landmark in landmarks
+    }
 
 
 def read_predictions(path: Path) -> dict[str, pd.DataFrame]:

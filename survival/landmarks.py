@@ -1,4 +1,10 @@
-"""TODO: survival.landmarks."""
+"""The visits of a table without padding, and the landmarks at which each history is cut.
+
+A landmark row is a pair (subject, landmark): what is known of the subject from its visits up to that time, and the
+outcome that then follows. Nothing here sees a visit after the landmark. How the columns of a table become numbers
+stands in `preparation`. Shapes: N subjects, M visits of all subjects, V visits of the longest history, R landmark
+rows, P inputs. Times are years.
+"""
 
 import dataclasses
 import logging
@@ -10,28 +16,34 @@ import pandas as pd
 from runs.errors import raise_if_any
 from survival.preparation import Preparation, years_since_last
 
+EVEN_ENDS = 1.0  # years; last visits that lie further apart may have been ended by the outcome
 logger = logging.getLogger(__name__)
-EVEN_ENDS = 1.0  # years between the last visits of subjects who were followed alike
 
 
-# ---- Visits: ragged, stored step by step ---------------------------------------------------------
+# ---- Visits --------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """All visits of N subjects in time-major order, the longest histories first, and no padding.
+    """All visits of N subjects in time-major order, the longest histories first, without padding.
 
-    Visit k of the subject of rank r stands at row `starts[k] + r`; `sizes[k]` subjects have a visit k.
+    Visit k of the subject of rank r stands at row `starts[k] + r`, where `starts` is the running sum of `sizes`.
     """
 
     subject: np.ndarray  # (N,) ids, in the table's order
-    rank: np.ndarray  # (N,) place of each subject among the histories, longest first
-    count: np.ndarray  # (N,) visits
-    sizes: np.ndarray  # (V,) subjects with a visit k
-    order: np.ndarray  # (M,) row of the table that stands at each row here
+    rank: np.ndarray  # (N,) int, place of each subject among the histories, the longest first
+    count: np.ndarray  # (N,) int, visits of each subject
+    sizes: np.ndarray  # (V,) int, number of subjects that have a visit k
+    order: np.ndarray  # (M,) int, row of the table that stands at each row here
     visit_time: np.ndarray  # (N, V) years from baseline; infinite where there is no visit
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> "Visits":
-        """Arrange the visits of a table that is sorted by subject and visit."""
+        """Arrange the visits of a table.
+
+        Args:
+            table: M visits in memory's columns, sorted by subject and visit.
+        Returns:
+            The arrangement of the (M,) visits.
+        """
         subject, start, count = np.unique(table["subject"].to_numpy(str), return_index=True, return_counts=True)
         rank = np.empty(len(subject), int)
         longest_first = np.argsort(-count, kind="stable")
@@ -39,74 +51,97 @@ class Visits:
         sizes = (count[:, None] > np.arange(count.max())).sum(axis=0)
         order = np.concatenate([start[longest_first[:size]] + step for step, size in enumerate(sizes)])
         visit_time = np.full((len(subject), count.max()), np.inf)
-        within = np.arange(len(table)) - np.repeat(start, count)
-        visit_time[np.repeat(np.arange(len(subject)), count), within] = table["visit_time"].to_numpy(float)
+        visit_number = np.arange(len(table)) - np.repeat(start, count)
+        visit_time[np.repeat(np.arange(len(subject)), count), visit_number] = table["visit_time"].to_numpy(float)
         return cls(subject, rank, count, sizes, order, visit_time)
 
     def row(self, subject: np.ndarray, visit: np.ndarray) -> np.ndarray:
-        """Where visit `visit` of subject number `subject` stands; both (R,) int."""
+        """Find the rows at which visits stand.
+
+        Args:
+            subject: (R,) int, numbers of the subjects.
+            visit: (R,) int, numbers of their visits, counted from 0.
+        Returns:
+            (R,) int.
+        """
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         return starts[visit] + self.rank[subject]
 
 
+# ---- Landmarks -----------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Landmarks:
-    """Rows (subject, landmark): who is predicted, from which visit, and what then happened."""
+    """R landmark rows: who is predicted, from which visit, and what then happened."""
 
-    subject: np.ndarray  # (R,) number of the subject
-    visit: np.ndarray  # (R,) number of the last visit up to the landmark
-    year: np.ndarray  # (R,) when, from baseline
-    stratum: np.ndarray  # (R,) number of the landmark in the grid; 0 everywhere if it is the last visit
+    subject: np.ndarray  # (R,) int, number of the subject
+    visit: np.ndarray  # (R,) int, number of the last visit up to the landmark
+    year: np.ndarray  # (R,) the landmark, years from baseline
+    stratum: np.ndarray  # (R,) int, number of the landmark in the grid; 0 everywhere if it is the last visit
     time: np.ndarray  # (R,) years left to the event or censoring; NaN where the table does not tell
     event: np.ndarray  # (R,) bool
 
     def __getitem__(self, rows: np.ndarray) -> "Landmarks":
-        return Landmarks(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+        return Landmarks(
+            subject=self.subject[rows],
+            visit=self.visit[rows],
+            year=self.year[rows],
+            stratum=self.stratum[rows],
+            time=self.time[rows],
+            event=self.event[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.subject)
 
 
-def landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] = ()) -> Landmarks:
-    """Cut every history at each landmark of the grid at which its subject is still event-free.
+def cut_at_landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] = ()) -> Landmarks:
+    """Cut every history at each landmark at which its subject is still event-free.
 
     Args:
-        table: visits; without `time` and `event`, everyone counts as event-free.
-        visits: the same, arranged.
-        grid: years from baseline, ascending; empty: one landmark a subject, its last visit.
+        table: M visits; without `time` and `event`, everyone counts as event-free.
+        visits: the same visits, arranged.
+        grid: landmarks, years from baseline, ascending; empty: one landmark a subject, its last visit.
     Returns:
-        The rows, by landmark, then subject. Nobody is at a landmark before the first visit.
+        (R,) rows, sorted by landmark, then subject. No subject has a landmark before its first visit.
     """
     if "time" in table:
         outcome = table.drop_duplicates("subject").sort_values("subject")
         time, event = outcome["time"].to_numpy(float), outcome["event"].to_numpy(bool)
     else:
         time, event = np.full(len(visits.subject), np.nan), np.zeros(len(visits.subject), bool)
-    last = visits.visit_time[np.arange(len(visits.count)), visits.count - 1]
-    ats = np.stack([np.full(len(last), float(at)) for at in grid]) if len(grid) else last[None]  # (L, N)
-    visit = np.stack([(visits.visit_time <= at[:, None]).sum(axis=1) - 1 for at in ats])  # (L, N)
-    left = np.round(time - ats, 9)  # free of rounding noise, as in tables.time_left
-    stratum, subject = np.nonzero((visit >= 0) & ~(left <= 0))
+    last_visit = visits.visit_time[np.arange(len(visits.count)), visits.count - 1]  # (N,)
+    years = np.stack([np.full(len(last_visit), float(year)) for year in grid]) if len(grid) else last_visit[None]
+    visit = np.stack([(visits.visit_time <= year[:, None]).sum(axis=1) - 1 for year in years])  # (landmarks, N)
+    time_left = np.round(time - years, 9)  # free of rounding noise, as in cohort.tables.time_left
+    stratum, subject = np.nonzero((visit >= 0) & ~(time_left <= 0))
     rows = (stratum, subject)
-    return Landmarks(subject, visit[rows], ats[rows], stratum, left[rows], event[subject])
+    return Landmarks(subject, visit[rows], years[rows], stratum, time_left[rows], event[subject])
 
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
-    """A table, prepared, arranged and cut at its landmarks."""
+    """A table whose columns are prepared, whose visits are arranged, and whose histories are cut at landmarks."""
 
     visits: Visits
     landmarks: Landmarks
-    inputs: np.ndarray  # (M, P) float64
-    years: np.ndarray  # (M,) since the visit before
-    rows: np.ndarray  # (R,) where the last visit of each landmark row stands
-    last_values: np.ndarray  # (R, P) inputs of the last visit of each landmark row, 0 for the change
+    inputs: np.ndarray  # (M, P) float64, in the order of `visits`
+    years: np.ndarray  # (M,) years since the visit before; 0 at the first
+    rows: np.ndarray  # (R,) int, where the last visit of each landmark row stands
+    last_values: np.ndarray  # (R, P) inputs at the last visit of each landmark row, with every change set to 0
 
     @classmethod
     def of(cls, table: pd.DataFrame, prepare: Preparation, grid: Sequence[float] = ()) -> "Histories":
-        """From visits in memory's columns, sorted by subject and visit; `grid` as in `landmarks`."""
+        """Prepare, arrange and cut a table.
+
+        Args:
+            table: M visits in memory's columns, sorted by subject and visit.
+            prepare: fitted on training subjects.
+            grid: landmarks, years from baseline, as in `cut_at_landmarks`.
+        Returns:
+            The histories, with inputs (M, P).
+        """
         visits = Visits.of(table)
-        cut = landmarks(table, visits, grid)
+        cut = cut_at_landmarks(table, visits, grid)
         inputs = prepare(table)[visits.order]
         rows = visits.row(cut.subject, cut.visit)
         last_values = inputs[rows]
@@ -114,27 +149,29 @@ class Histories:
         return cls(visits, cut, inputs, years_since_last(table)[visits.order], rows, last_values)
 
 
+# ---- The grid that a model is trained at ---------------------------------------------------------
 def landmark_grid(
     parts: Mapping[str, pd.DataFrame], wanted: Sequence[float], step: float, *, num_parts: int = 1
 ) -> tuple[float, ...]:
-    """Landmarks to train at: from 0 to the last one wanted in steps, and those wanted.
+    """Choose the landmarks to train at: from 0 to the last wanted one in even steps, and the wanted ones.
 
     Args:
-        parts: tables by name.
-        wanted: landmarks, years from baseline; empty: the last visits, so no grid.
-        step: years.
-        num_parts: folds that each part is cut into; each needs an event.
+        parts: tables of visits by name.
+        wanted: landmarks to predict at, years from baseline; empty: the last visits, so there is no grid.
+        step: years between two landmarks.
+        num_parts: folds that each table is cut into; each fold needs an event after every wanted landmark.
     Returns:
         Ascending years.
     Raises:
-        InputError: a part has too few events among those at risk at a landmark that is wanted.
+        InputError: names each wanted landmark after which a table has too few events.
     """
     problems = []
     for name, table in parts.items():
         for year in wanted:
-            cut = landmarks(table, Visits.of(table), (year,))
-            if cut.event.sum() < num_parts:
-                problems.append(f"landmark {year:g} in the {name}: {len(cut)} at risk, {cut.event.sum()} with an event")
+            rows = cut_at_landmarks(table, Visits.of(table), (year,))
+            num_events = rows.event.sum()
+            if num_events < num_parts:
+                problems.append(f"landmark {year:g} in the {name}: {len(rows)} at risk, {num_events} with an event")
     raise_if_any(f"LANDMARKS: expected {num_parts} or more with an event after each", problems, "Choose earlier ones.")
     if not wanted:
         _warn_of_uneven_ends(pd.concat(parts.values()))
@@ -143,10 +180,11 @@ def landmark_grid(
 
 
 def _warn_of_uneven_ends(table: pd.DataFrame) -> None:
-    """Last visits years apart may have been ended by the outcome, which a prediction must not know."""
+    """Warn if last visits lie years apart: the outcome may have ended the visits, and a prediction must not know it."""
     low, high = table.groupby("subject")["visit_time"].max().quantile([0.05, 0.95])
     if high - low > EVEN_ENDS:
         logger.warning(
-            "the last visits lie %.1f years apart: if the outcome ended the visits, they tell it. Set LANDMARKS.",
+            "the last visits lie %.1f years apart: if the outcome ended the visits, their times tell the outcome. "
+            "Set LANDMARKS.",
             high - low,
         )

@@ -11,7 +11,7 @@ import numpy as np
 
 from survival.bootstrap import INTERVAL, Estimate, draw_resamples, estimate
 from survival.calibration import d_calibration
-from survival.estimands import Part, Prediction
+from survival.estimands import Estimands, Prediction
 from survival.estimates import Reference
 
 MAX_GROUPS = 10  # of predicted risk in a calibration: deciles
@@ -56,20 +56,20 @@ def evaluate(prediction: Prediction, reference: Reference, settings: EvaluationS
     Source: Harrell et al. (1996); Uno et al. (2007, 2011); Graf et al. (1999); Royston and Parmar (2013);
         Haider et al. (2020). Checked against scikit-survival, lifelines and torchsurv.
     """
-    part = Part(prediction, reference, settings.horizons)
+    estimands = Estimands(prediction, reference, settings.horizons)
     resamples = draw_resamples(len(prediction.time), settings.num_resamples, settings.seed)
     return {
         "n": len(prediction.time),
         "events": int(prediction.event.sum()),
-        "c_index": estimate(part.c_index(), resamples),
-        "uno_c": estimate(part.uno_c(), resamples),
-        "auc": {str(year): estimate(part.auc(year), resamples) for year in part.horizons},
-        "brier": {str(year): estimate(part.brier(year), resamples) for year in part.horizons},
-        "ibs": estimate(part.ibs(), resamples),
-        "hazard_ratio": estimate(part.hazard_ratio(), resamples),
-        "rmst_difference": {**estimate(part.rmst_difference(), resamples), "years": part.compared_until},
-        "risk_groups": _risk_groups(part),
-        "calibration": {str(year): _calibration(part, year, resamples) for year in part.horizons},
+        "c_index": estimate(estimands.c_index(), resamples),
+        "uno_c": estimate(estimands.uno_c(), resamples),
+        "auc": {str(year): estimate(estimands.auc(year), resamples) for year in estimands.horizons},
+        "brier": {str(year): estimate(estimands.brier(year), resamples) for year in estimands.horizons},
+        "ibs": estimate(estimands.ibs(), resamples),
+        "hazard_ratio": estimate(estimands.hazard_ratio(), resamples),
+        "rmst_difference": {**estimate(estimands.rmst_difference(), resamples), "years": estimands.compared_until},
+        "risk_groups": _risk_groups(estimands),
+        "calibration": {str(year): _calibration(estimands, year, resamples) for year in estimands.horizons},
         "d_calibration": d_calibration(prediction.survival, prediction.grid, prediction.time, prediction.event),
     }
 
@@ -87,11 +87,11 @@ def over_time(
     Returns:
         `{"auc": {"0.25": estimate, ...}, "brier": {...}}`.
     """
-    part = Part(prediction, reference, tuple(prediction.grid))
+    estimands = Estimands(prediction, reference, tuple(prediction.grid))
     resamples = draw_resamples(len(prediction.time), num_resamples, seed)
     return {
-        "auc": {str(year): estimate(part.auc(year), resamples) for year in part.horizons},
-        "brier": {str(year): estimate(part.brier(year), resamples) for year in part.horizons},
+        "auc": {str(year): estimate(estimands.auc(year), resamples) for year in estimands.horizons},
+        "brier": {str(year): estimate(estimands.brier(year), resamples) for year in estimands.horizons},
     }
 
 
@@ -109,7 +109,7 @@ def compare(first: Prediction, second: Prediction, reference: Reference, setting
         ValueError: another number of subjects, or a horizon that is not on a grid.
     """
     second = dataclasses.replace(second, time=first.time, event=first.event)
-    ours, rival = (Part(prediction, reference, settings.horizons) for prediction in (first, second))
+    ours, rival = (Estimands(prediction, reference, settings.horizons) for prediction in (first, second))
     resamples = draw_resamples(len(first.time), settings.num_resamples, settings.seed)
     return {
         "c_index": estimate(ours.c_index().minus(rival.c_index()), resamples),
@@ -119,44 +119,44 @@ def compare(first: Prediction, second: Prediction, reference: Reference, setting
     }
 
 
-def _risk_groups(part: Part) -> dict:
+def _risk_groups(estimands: Estimands) -> dict:
     """Sizes of the two risk groups and the log-rank p of their difference."""
     from lifelines.statistics import logrank_test  # slow to import, and callbacks want the C-index alone
 
-    time, event, high = part.prediction.time, part.prediction.event, part.high
+    time, event, high = estimands.prediction.time, estimands.prediction.event, estimands.high
     low = ~high
     groups: dict = {
         "low": {"n": int(low.sum()), "events": int(event[low].sum())},
         "high": {"n": int(high.sum()), "events": int(event[high].sum())},
-        "cut": float(part.reference.cut),
+        "cut": float(estimands.reference.cut),
     }
     if high.all() or low.all() or not event.any():
-        return groups | {"log_rank_p": None, "why": part.why_no_groups()}
+        return groups | {"log_rank_p": None, "why": estimands.why_no_groups()}
     test = logrank_test(time[high], time[low], event[high], event[low])
     return groups | {"log_rank_p": float(test.p_value)}
 
 
 # ---- Calibration -----------------------------------------------------------------------------------
-def _calibration(part: Part, year: float, resamples: np.ndarray) -> dict:
+def _calibration(estimands: Estimands, year: float, resamples: np.ndarray) -> dict:
     """Whether the predicted risks at `year` are right.
 
     A slope of 1 is right; below 1, the predictions are too extreme. An intercept of 0 is right; above 0, the risks are
     too low. `groups` of predicted risk, deciles from 100 subjects on, give the mean prediction and 1 - Kaplan-Meier.
     """
     return {
-        "slope": estimate(part.calibration_slope(year), resamples),
-        "intercept": estimate(part.calibration_intercept(year), resamples),
-        "groups": list(_calibration_groups(part, year, resamples)),
+        "slope": estimate(estimands.calibration_slope(year), resamples),
+        "intercept": estimate(estimands.calibration_intercept(year), resamples),
+        "groups": list(_calibration_groups(estimands, year, resamples)),
     }
 
 
-def _calibration_groups(part: Part, year: float, resamples: np.ndarray) -> Iterator[dict]:
+def _calibration_groups(estimands: Estimands, year: float, resamples: np.ndarray) -> Iterator[dict]:
     """Groups of predicted risk, from the lowest to the highest: predicted and observed risk at `year`."""
-    risk = 1 - part.prediction.survival_at(year)
+    risk = 1 - estimands.prediction.survival_at(year)
     num_groups = int(np.clip(len(risk) // MIN_GROUP_SIZE, 1, MAX_GROUPS))
     for members in np.array_split(np.argsort(risk, kind="stable"), num_groups):
-        time, event = part.prediction.time[members], part.prediction.event[members]
-        observed = estimate(part.observed_risk(members, year), resamples)
+        time, event = estimands.prediction.time[members], estimands.prediction.event[members]
+        observed = estimate(estimands.observed_risk(members, year), resamples)
         if observed["value"] in (0, 1):
             observed |= _exact_limits(bool(observed["value"]), int(((time >= year) | event).sum()))
         yield {

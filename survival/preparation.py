@@ -1,13 +1,15 @@
-"""From a table of visits to what stage 2 reads: prepared inputs, padded visits, landmarks.
+"""How the columns of a table of visits become the inputs of stage 2.
 
-Causal throughout: what stands at a visit depends on that visit and earlier ones alone. Everything
-that is estimated (medians, means, scales, principal components) comes from the training subjects.
+Causal throughout: what stands at a visit depends on that visit and earlier ones alone. Everything that is estimated
+(medians, means, scales, principal components) comes from the training subjects. Shapes: M visits, F columns that are
+features, K principal components, P inputs. Times are years.
 """
 
 import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,45 +17,46 @@ import pandas as pd
 from cohort.tables import feature_columns
 from runs.errors import InputError, raise_if_any
 
-IMAGE_FEATURE = re.compile(r"feature_\d+")  # stage 1's; principal components stand for them
-SCALES = ("scale", "state", "change")
-LONG_TAIL = 1.0  # skewness from which a positive column is replaced by its logarithm
-LEAST_SPREAD = 1e-9  # a column whose standard deviation is below it says nothing
+IMAGE_FEATURE = re.compile(r"feature_\d+")  # a column of stage 1; principal components replace all of them
+SCALES = ("scale", "state", "change")  # the fields of Preparation that are a Scale
+LONG_TAIL = 1.0  # skewness above which a positive column is replaced by its logarithm
+LEAST_SPREAD = 1e-9  # a column whose standard deviation is not above this counts as constant
 logger = logging.getLogger(__name__)
 
 
-# ---- Inputs: columns of numbers, one row a visit -------------------------------------------------
+# ---- The preparation -----------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Centre and spread of some columns; a column without spread becomes 0."""
+    """Centre and spread of F columns; a constant column becomes 0."""
 
     centre: np.ndarray  # (F,)
     factor: np.ndarray  # (F,) 1 / standard deviation; 0 for a constant column
 
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scale":
-        """From the columns of `values` (M, F)."""
-        return cls(values.mean(axis=0), _inverse(values.std(axis=0)))
+        """Estimate centre and spread of the columns of `values` (M, F)."""
+        return cls(values.mean(axis=0), _inverse_spread(values.std(axis=0)))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Standardise (M, F)."""
+        """Standardise the columns of `values` (M, F)."""
         return (values - self.centre) * self.factor
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How the columns of a table become the inputs of stage 2, fitted on training subjects.
+    """How the F columns of a table become the P inputs of stage 2, fitted on training subjects.
 
-    Carried forward within a subject, then the training median; standardised; `feature_<n>` replaced by
-    their first principal components; beside them whether a value is missing at this visit, log1p of the
-    years since the visit before and since baseline, and the change of each value since the first visit.
+    A missing value is replaced by the subject's last value, or else by the training median. The columns are
+    standardised. The `feature_<n>` columns are replaced by their first principal components. Three groups of inputs
+    are added: whether a value is missing at this visit; log1p of the years since the visit before and since baseline;
+    the change of each value since the first visit.
     """
 
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # F names
     missing: tuple[str, ...]  # columns with missing values in training: each has an indicator
     logged: tuple[str, ...]  # positive columns with a long right tail: their logarithm is taken
     median: np.ndarray  # (F,)
-    scale: Scale  # of the columns
+    scale: Scale  # of the F columns
     components: np.ndarray  # (K, image features); the first score has unit variance, the others less
     state: Scale  # of values, indicators and times together
     change: Scale  # of the changes since the first visit
@@ -63,110 +66,118 @@ class Preparation:
         """Estimate everything from the training subjects' visits.
 
         Args:
-            table: visits in memory's columns, sorted by subject and visit.
-            columns: which are features.
-            num_components: principal components in the place of all `feature_<n>` columns; 0 drops them.
+            table: M visits in memory's columns, sorted by subject and visit.
+            columns: names of the F features.
+            num_components: principal components that replace all `feature_<n>` columns; 0 drops these columns.
         Returns:
-            The fitted preparation; no more components than the data have.
+            The fitted preparation; it has no more components than the data allow.
         """
         columns = tuple(columns)
         missing = tuple(name for name in columns if table[name].isna().any())
         logged = tuple(name for name in columns if _has_long_tail(table[name]))
-        median = _logs(table, columns, logged).median().fillna(0.0).to_numpy(float)
-        carried = _carried(_logs(table, columns, logged), table["subject"], median)
+        median = _take_logarithms(table, columns, logged).median().fillna(0.0).to_numpy(float)
+        carried = _carry_forward(_take_logarithms(table, columns, logged), table["subject"], median)
         scale = Scale.fit(carried)
-        components = _principal(scale(carried)[:, _image(columns)], num_components)
-        draft = cls(columns, missing, logged, median, scale, components, _unscaled(), _unscaled())
-        state, change = draft._blocks(table)
-        later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
-        of_state, of_change = Scale.fit(state), _spread_only(change[later])
-        for factor in (of_state.factor, of_change.factor):  # components share one: a ridge shrinks small ones most
-            shared = factor[np.count_nonzero(~_image(columns)) :][: len(components)]
+        components = _principal_axes(scale(carried)[:, _is_image(columns)], num_components)
+        draft = cls(columns, missing, logged, median, scale, components, _no_scale(), _no_scale())
+        state, change = draft._state_and_change(table)
+        is_later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
+        state_scale, change_scale = Scale.fit(state), _scale_without_centre(change[is_later])
+        for factor in (state_scale.factor, change_scale.factor):  # one for all components: a ridge shrinks small ones
+            shared = factor[np.count_nonzero(~_is_image(columns)) :][: len(components)]
             shared[:] = shared.min(initial=np.inf)
-        return dataclasses.replace(draft, state=of_state, change=of_change)
+        return dataclasses.replace(draft, state=state_scale, change=change_scale)
 
     def __call__(self, table: pd.DataFrame) -> np.ndarray:
-        """The inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
-        state, change = self._blocks(table)
+        """Compute the inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
+        state, change = self._state_and_change(table)
         return np.concatenate([self.state(state), self.change(change)], axis=1)
 
     @property
     def num_inputs(self) -> int:
-        """P: columns that a call returns."""
+        """P, the number of inputs of a visit."""
         return len(self.state.centre) + len(self.change.centre)
 
     @property
     def num_state(self) -> int:
-        """The first columns that a call returns: the state, without the change."""
+        """The number of inputs of the state; the changes since the first visit, (M, P - num_state), follow them."""
         return len(self.state.centre)
 
     @classmethod
-    def restored(cls, kept: dict) -> "Preparation":
-        """From `dataclasses.asdict`, by way of JSON.
+    def from_json(cls, saved: Mapping[str, Any]) -> "Preparation":
+        """Restore a preparation.
 
+        Args:
+            saved: what `dataclasses.asdict` gave, after a way through JSON.
+        Returns:
+            The same preparation, with arrays (F,) and (K, image features).
         Raises:
             KeyError, TypeError, ValueError: not what `asdict` gave, or numbers that are not finite.
         """
-        median = np.asarray(kept["median"], float)
-        components = np.asarray(kept["components"], float).reshape(-1, int(_image(kept["columns"]).sum()))
-        scales = [Scale(*(np.asarray(kept[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
-        columns, missing, logged = (tuple(kept[name]) for name in ("columns", "missing", "logged"))
+        median = np.asarray(saved["median"], float)
+        components = np.asarray(saved["components"], float).reshape(-1, int(_is_image(saved["columns"]).sum()))
+        scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
+        columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
         restored = cls(columns, missing, logged, median, scales[0], components, *scales[1:])
-        num_values = len(median) - components.shape[1] + components.shape[0]
-        sizes = (len(median), num_values + len(restored.missing) + 2, num_values)
-        for scale, size in zip(scales, sizes, strict=True):
-            if scale.centre.shape != (size,) or scale.factor.shape != (size,) or len(median) != len(restored.columns):
-                raise ValueError(f"prepare: expected {size} columns, received {scale.centre.shape}")
-        if not all(
-            np.isfinite(part).all()
-            for part in (median, components, *(scale.centre for scale in scales), *(scale.factor for scale in scales))
-        ):
+        restored._check_sizes()
+        arrays = (median, components, *(array for scale in scales for array in (scale.centre, scale.factor)))
+        if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("prepare: expected finite numbers")
         return restored
 
-    def _blocks(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        seen = _carried(_logs(table, self.columns, self.logged), table["subject"], self.median)
-        scaled = self.scale(seen)  # (M, F)
-        is_image = _image(self.columns)
+    def _check_sizes(self) -> None:
+        """Raise a ValueError unless every scale has as many columns as the names say."""
+        num_values = len(self.median) - self.components.shape[1] + self.components.shape[0]
+        sizes = (len(self.median), num_values + len(self.missing) + 2, num_values)
+        for scale, size in zip((self.scale, self.state, self.change), sizes, strict=True):
+            received = (scale.centre.shape, scale.factor.shape)
+            if received != ((size,), (size,)) or len(self.median) != len(self.columns):
+                raise ValueError(f"prepare: expected {size} columns, received {scale.centre.shape}")
+
+    def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
+        carried = _carry_forward(_take_logarithms(table, self.columns, self.logged), table["subject"], self.median)
+        scaled = self.scale(carried)  # (M, F)
+        is_image = _is_image(self.columns)
         values = np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
-        absent = table[list(self.missing)].isna().to_numpy(float)
+        is_missing = table[list(self.missing)].isna().to_numpy(float)
         times = np.log1p(np.stack([years_since_last(table), table["visit_time"].to_numpy(float)], axis=1))
-        return np.concatenate([values, absent, times], axis=1), values - first
+        return np.concatenate([values, is_missing, times], axis=1), values - first
 
 
-def _image(columns: Sequence[str]) -> np.ndarray:
-    """(F,) bool: which columns are stage 1's."""
+def _is_image(columns: Sequence[str]) -> np.ndarray:
+    """(F,) bool: which columns are features of stage 1."""
     return np.array([IMAGE_FEATURE.fullmatch(name) is not None for name in columns], dtype=bool)
 
 
 def years_since_last(table: pd.DataFrame) -> np.ndarray:
-    """(M,) years since the subject's visit before; 0 at the first."""
+    """Compute the (M,) years since the subject's visit before; 0 at the first visit."""
     return table.groupby("subject", sort=False)["visit_time"].diff().fillna(0.0).to_numpy(float)
 
 
 def _has_long_tail(values: pd.Series) -> bool:
-    """Whether a logarithm makes a column more symmetric, as for most laboratory values; never stage 1's."""
+    """Whether a logarithm makes a column more symmetric, as for most laboratory values; False for stage 1's."""
     if IMAGE_FEATURE.fullmatch(str(values.name)) or not values.min() > 0:
         return False
-    skewness, of_logs = (float(column.skew()) for column in (values, np.log(values)))  # type: ignore[arg-type]
-    return skewness > LONG_TAIL and abs(of_logs) < skewness
+    skewness, skewness_of_logs = (float(column.skew()) for column in (values, np.log(values)))  # type: ignore[arg-type]
+    return skewness > LONG_TAIL and abs(skewness_of_logs) < skewness
 
 
-def _logs(table: pd.DataFrame, columns: Sequence[str], logged: Sequence[str]) -> pd.DataFrame:
-    """The columns, those of `logged` as logarithms; what is not positive there counts as missing."""
+def _take_logarithms(table: pd.DataFrame, columns: Sequence[str], logged: Sequence[str]) -> pd.DataFrame:
+    """The columns (M, F), those of `logged` as logarithms; a value there that is not positive counts as missing."""
     values = table[list(columns)].astype(float)
     values[list(logged)] = np.log(values[list(logged)].where(values[list(logged)] > 0))
     return values
 
 
-def _carried(values: pd.DataFrame, subject: pd.Series, median: np.ndarray) -> np.ndarray:
-    """(M, F): the last value seen up to each visit, else the training median."""
+def _carry_forward(values: pd.DataFrame, subject: pd.Series, median: np.ndarray) -> np.ndarray:
+    """(M, F): the subject's last value up to each visit, or else the training median (F,)."""
     carried = values.groupby(subject.to_numpy(), sort=False).ffill().to_numpy(float)
     return np.where(np.isnan(carried), median, carried)
 
 
-def _principal(values: np.ndarray, number: int) -> np.ndarray:
+def _principal_axes(values: np.ndarray, number: int) -> np.ndarray:
     """(K, F) first principal axes of centred (M, F), scaled so that the first score has unit variance."""
     if number == 0 or values.shape[1] == 0:
         return np.zeros((0, values.shape[1]))
@@ -176,31 +187,33 @@ def _principal(values: np.ndarray, number: int) -> np.ndarray:
     return axes * (np.sqrt(len(values)) / singular[0])
 
 
-def _unscaled() -> Scale:
+def _no_scale() -> Scale:
+    """A scale of no columns, until the real one is fitted."""
     return Scale(np.zeros(0), np.zeros(0))
 
 
-def _spread_only(change: np.ndarray) -> Scale:
-    """No change stays 0, so the centre is 0; with no later visit there is nothing to scale."""
-    return Scale(np.zeros(change.shape[1]), _inverse(np.sqrt((change**2).sum(axis=0) / max(len(change), 1))))
+def _scale_without_centre(change: np.ndarray) -> Scale:
+    """The scale of changes (later visits, columns): no change must stay 0, so the centre is 0."""
+    return Scale(np.zeros(change.shape[1]), _inverse_spread(np.sqrt((change**2).sum(axis=0) / max(len(change), 1))))
 
 
-def _inverse(spread: np.ndarray) -> np.ndarray:
+def _inverse_spread(spread: np.ndarray) -> np.ndarray:
+    """(F,): 1 / spread, and 0 for a constant column."""
     return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > LEAST_SPREAD)
 
 
-# ---- What can be used of the parts -----------------------------------------------------------------
+# ---- The columns that can be used ----------------------------------------------------------------
 def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Columns with two values or more that every part has.
+    """Find the feature columns that have two different values or more, and that every part has.
 
-    A channel of stage 1 may be dead: a constant `feature_<n>` is left out, and said so.
+    A channel of stage 1 may be dead: a constant `feature_<n>` is left out, and the log names it.
 
     Args:
-        parts: tables by name.
+        parts: tables of visits, by name; a row a visit.
     Returns:
-        Names, in the order of the first part.
+        F names, in the order of the first part.
     Raises:
-        InputError: names each column that is constant, empty, or absent in a part; or there is none.
+        InputError: names each column that is constant, empty, or absent in a part; or no column is left.
     """
     table = pd.concat(parts.values())
     usable, dead, problems = [], [], []
@@ -218,11 +231,11 @@ def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
     raise_if_any("Columns can't be used", problems, "Drop these columns.")
     if dead:
         logger.info("%d constant features are left out: %s", len(dead), ", ".join(dead))
-    missing = int(table[usable].isna().sum().sum())
-    if missing:
+    num_missing = int(table[usable].isna().sum().sum())
+    if num_missing:
         logger.info(
-            "%d of %d values are missing: the subject's last value, else the training median, stands for them",
-            *(missing, table[usable].size),
+            "%d of %d values are missing: the subject's last value, or else the training median, replaces them",
+            *(num_missing, table[usable].size),
         )
     if not usable:
         raise InputError(

@@ -1,134 +1,154 @@
-"""The house as DESIGN.md draws it: who may import whom, from the imports themselves."""
+"""The house as DESIGN.md section 2 draws it: who may import whom, and where the slow libraries are imported.
+
+Read from the imports themselves, those within functions too. `pytest -s` prints the figures of the house.
+"""
 
 import ast
-from pathlib import Path
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
 
 import pytest
+from house import (
+    FILES,
+    MAY_IMPORT,
+    MODULES,
+    PACKAGES,
+    PROGRAMS,
+    ROOMS,
+    ROOT,
+    arrows_between_rooms,
+    imports_of,
+    reached_from,
+    room_of,
+    tree_of,
+)
 
-HERE = Path(__file__).resolve().parent.parent
-ROOMS = {path.stem for path in HERE.glob("*.py")}
-MAY_IMPORT = {  # rooms of ours, beside `files`, which all may
-    "config": set(),
-    "files": set(),
-    "processes": set(),
-    "lock": set(),
-    "manifest": set(),
-    "threads": {"manifest"},
-    "backend": set(),
-    "simulate": set(),
-    "readers": set(),
-    "tables": {"readers"},
-    # stage 1
-    "nifti": set(),
-    "cluster": set(),
-    "data": {"cluster", "nifti", "tables"},
-    "augment": set(),
-    "model": set(),
-    "loss": set(),
-    "callbacks": {"metrics"},
-    "distribute": {"data"},
-    "steps": {"augment", "distribute", "loss", "model"},
-    "train": {"callbacks", "distribute", "model", "processes", "steps", "tables"},
-    "tracking": set(),
-    # stage 2
-    "sequences": {"tables"},
-    "linear": {"sequences"},
-    "predictions": {"linear", "metrics", "sequences", "tables"},
-    "crossval": {"linear", "metrics", "predictions", "sequences"},
-    "tlstm": {
-        *("config", "crossval", "linear", "lock", "metrics", "predictions", "processes", "sequences", "tables"),
-        "threads",
-    },
-    "crossfit": {"linear"},
-    # how good it is
-    "estimates": set(),
-    "metrics": {"estimates"},
-    "baselines": {"metrics", "tables"},
-    "evaluation": {"baselines", "metrics", "predictions", "tables"},
-    "results": {"manifest"},
-    "figures": set(),
-    "report": {"figures", "metrics", "results"},
-    # what it looked at
-    "gradients": {"model"},
-    "evidence": set(),
-    "regions": {"nifti", "readers"},
-    "attribution": {"evidence", "gradients", "model"},
-    "explain": {"attribution", "evidence", "gradients", "regions"},
-    "pictures": {"evidence", "regions"},
-    "histories": {"metrics", "predictions", "regions", "sequences"},
-    "timelines": {"figures", "histories"},
-    # the order of things
-    "record": {"config", "data", "manifest", "tables"},
-    "inputs": {"config", "data", "record", "simulate", "tables"},
-    "explanations": {
-        *("config", "data", "evaluation", "explain", "gradients", "histories", "inputs", "nifti", "pictures"),
-        *("regions", "tables", "timelines", "tlstm"),
-    },
-    "folds": {"config", "evaluation", "linear", "predictions", "tables"},
-    "predict": {
-        *("backend", "config", "data", "manifest", "model", "predictions", "processes", "tables", "threads"),
-        *("tlstm", "train"),
-    },
-    "verify": {
-        *("backend", "config", "data", "distribute", "inputs", "manifest", "model", "record", "simulate", "steps"),
-        *("tables", "threads"),
-    },
-    "main": ROOMS,
-}
-TENSORFLOW = {
-    "attribution",
-    "augment",
-    "backend",
-    "callbacks",
-    "data",
-    "distribute",
-    "explain",
-    "gradients",
-    "loss",
-    "model",
-    "steps",
-    "train",
-    "verify",
-}
+READ_THE_SETTINGS = {"main", "predict", "tlstm", "data", "training", "reporting.explained", "reporting.verify"}
+TENSORFLOW = {"model", "loss", "callbacks", "explain", "training", "attribution.gradients"}
+TENSORFLOW_WITHIN_FUNCTIONS = {"data", "reporting.explained", "reporting.verify"}
 TORCH = {"tlstm"}
-READ_THE_CONFIG = {"main", "tlstm", "predict", "record", "folds", "inputs", "explanations", "verify"}
+WITHOUT_TENSORFLOW = sorted(  # at whatever depth, within functions too
+    module
+    for module in MODULES
+    if room_of(module) in {"runs", "config", "cohort", "survival", "tlstm"} or module == "reporting.page"
+)
+MOST_ROOMS, MOST_FLOORS, MOST_ARROWS = 16, 7, 60
+SLOW = {"tensorflow", "keras", "nilearn", "shap"}  # libraries that stage 2 must not wait for
 
 
-def imports_of(room):
-    """Every module that a file imports, at its top or within a function."""
-    found = set()
-    for node in ast.walk(ast.parse((HERE / f"{room}.py").read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
-    return found
+def libraries_of(module, *, lazily):
+    """The top-level names that a module imports, ours and others'."""
+    return {room_of(imported.name) for imported in imports_of(module) if lazily or not imported.lazy}
 
 
+def is_listed(module, names):
+    """Whether a module, or the package that it lies in, is among these."""
+    return module in names or room_of(module) in names
+
+
+# ---- The first table: the rooms --------------------------------------------------------------------------
 def test_every_room_has_its_place():
     assert set(MAY_IMPORT) == ROOMS
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS))
-def test_a_room_imports_only_what_it_may(room):
-    imported = imports_of(room)
-    assert imported & ROOMS <= MAY_IMPORT[room] | {"files"}
-    assert not imported & {"tensorflow", "keras"} or room in TENSORFLOW
-    assert not imported & {"torch", "torchsurv"} or room in TORCH
-    assert "config" not in imported or room in READ_THE_CONFIG
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_says_what_lives_there_and_holds_nothing_else_itself(package):
+    body = tree_of(package).body
+    assert len(body) == 1 and isinstance(body[0], ast.Expr), f"{package}/__init__.py: expected one docstring alone"
+    words = ast.get_docstring(tree_of(package))
+    assert words and "TODO" not in words and len(words) > 60, f"{package}/__init__.py: {words!r}"
 
 
-def reaches(room):
-    """The rooms that importing one imports, at whatever depth."""
-    seen, waiting = set(), [room]
-    while waiting:
-        one = waiting.pop()
-        if one not in seen:
-            seen.add(one)
-            waiting += imports_of(one) & ROOMS
-    return seen
+def test_every_module_lies_in_a_package():
+    """A folder of modules without `__init__.py` would be seen by none of these tests."""
+    beside = {"tests", "benchmarks", "examples"}
+    folders = {path.parent.name for path in ROOT.glob("[!.]*/*.py")}
+    assert folders - beside == PACKAGES
 
 
-@pytest.mark.parametrize("room", ["tables", "metrics", "tlstm", "report"])
-def test_tensorflow_is_never_behind_it(room):
-    assert not any({"tensorflow", "keras"} & imports_of(one) for one in reaches(room))
+# ---- The second table: what may import what --------------------------------------------------------------
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_it_may(module):
+    room = room_of(module)
+    assert libraries_of(module, lazily=True) & ROOMS - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_what_is_imported_of_ours_exists(module):
+    ours = {imported.name for imported in imports_of(module) if room_of(imported.name) in ROOMS}
+    assert ours <= set(MODULES)
+
+
+def test_the_settings_are_read_where_a_run_is_put_together():
+    """Everything else is given the values that it needs, so that it can be called without a `Config`."""
+    readers = {module for module in MODULES if "config" in libraries_of(module, lazily=True)}
+    assert [module for module in readers if not is_listed(module, READ_THE_SETTINGS)] == []
+
+
+def test_nothing_imports_a_program():
+    importers = {module for module in MODULES if libraries_of(module, lazily=True) & PROGRAMS}
+    assert importers <= PROGRAMS
+
+
+def test_no_circle_of_rooms():
+    """The house's figures too: `pytest -s` prints them."""
+    rooms = arrows_between_rooms()
+    floor = {}
+    for room in TopologicalSorter(rooms).static_order():  # raises CycleError, which names the circle
+        floor[room] = 1 + max((floor[other] for other in rooms[room]), default=0)
+    num_arrows = sum(map(len, rooms.values()))
+    print(f"\n{len(rooms)} rooms, {max(floor.values())} floors, {num_arrows} arrows, no circle")
+    assert len(rooms) <= MOST_ROOMS
+    assert max(floor.values()) <= MOST_FLOORS
+    assert num_arrows <= MOST_ARROWS
+
+
+def test_no_circle_of_modules():
+    modules = {module: {imported.name for imported in imports_of(module)} & set(MODULES) for module in MODULES}
+    modules = {module: names - {module, room_of(module)} for module, names in modules.items()}
+    try:
+        TopologicalSorter(modules).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+# ---- Where the slow libraries are imported -----------------------------------------------------------------
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_tensorflow_is_imported_where_it_may_be(module):
+    slow = {"tensorflow", "keras"}
+    assert not slow & libraries_of(module, lazily=False) or is_listed(module, TENSORFLOW)
+    lazily = TENSORFLOW | TENSORFLOW_WITHIN_FUNCTIONS
+    assert not slow & libraries_of(module, lazily=True) or is_listed(module, lazily)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - PROGRAMS))
+def test_tensorflow_is_loaded_by_those_modules_alone(module):
+    """Importing a module that imports TensorFlow loads it too."""
+    loaded = [name for name in reached_from(module, lazily=False) if is_listed(name, TENSORFLOW)]
+    assert not loaded or is_listed(module, TENSORFLOW)
+
+
+@pytest.mark.parametrize("module", WITHOUT_TENSORFLOW)
+def test_tensorflow_is_never_behind_it(module):
+    behind = reached_from(module, lazily=True)
+    assert not [name for name in behind if {"tensorflow", "keras"} & libraries_of(name, lazily=True)]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_torch_is_imported_by_stage_2_alone(module):
+    assert "torchsurv" not in libraries_of(module, lazily=True)  # for tests and benchmarks: requirements-dev.txt
+    assert "torch" not in libraries_of(module, lazily=True) or module in TORCH
+    loaded = reached_from(module, lazily=False) & TORCH
+    assert not loaded or module in TORCH | PROGRAMS
+
+
+def test_stage_2_and_the_page_do_not_load_the_slow_libraries():
+    """As Python imports them, other people's packages included."""
+    code = f"import sys, {', '.join(WITHOUT_TENSORFLOW)}; print(*sorted({SLOW!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_files_are_those_that_the_design_names():
+    assert FILES == {"config", "data", "model", "loss", "callbacks", "tlstm", "explain", "predict", "main"}

@@ -59,3 +59,11 @@ def test_a_grids_words_stay():
     affine = np.array([[1.25, 0, 0, -90.126], [0, 1, 0, 7], [0, 0, 0.8754, -0.001], [0, 0, 0, 1]])
     words = "121 x 145 x 3 voxels of 1.25 x 1 x 0.875 mm from (-90.13, 7.00, -0.00)"
     assert Grid((121, 145, 3), affine).describe() == words
+
+
+def test_grids_are_compared_at_their_own_corners():
+    """Wide along one axis, narrow along the other: the difference in voxel size counts along its own axis."""
+    narrow, wide = Grid((10, 200, 3), np.eye(4)), Grid((200, 10, 3), np.eye(4))
+    wider = np.diag([1.001, 1, 1, 1])  # 0.009 mm off after 10 voxels, 0.199 mm after 200
+    assert narrow.matches(Grid(narrow.shape, wider))
+    assert not wide.matches(Grid(wide.shape, wider))

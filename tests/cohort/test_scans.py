@@ -204,7 +204,7 @@ def test_text_is_refused(tmp_path):
 
 PEAK = """
 import resource, sys
-from data import build_cache
+from data import Preprocessing, build_cache
 import pandas as pd
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -212,7 +212,7 @@ table = pd.DataFrame({"scan": ["scan"], "nifti_path": [sys.argv[1]]})
 import gzip, scipy.ndimage
 before = peak()
 try:
-    build_cache(table, shape=(16, 16, 16), folder=sys.argv[2], max_voxels=int(sys.argv[3]), jobs=1)
+    build_cache(table, Preprocessing((16, 16, 16), max_voxels=int(sys.argv[3])), folder=sys.argv[2], jobs=1)
 except ValueError as error:
     print(error, file=sys.stderr)
 print(peak() - before)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from survival.bootstrap import Estimand
-from survival.estimands import Part, Prediction, read_curves
+from survival.estimands import Estimands, Prediction, read_curves
 from survival.estimates import Reference
 
 GRID = np.array([1.0, 2.0, 3.0])
@@ -21,9 +21,9 @@ def four_subjects(**changes):
     return Prediction(**arrays | changes)
 
 
-def part(horizons=(1.0, 3.0), reference=None, **changes):
+def estimands(horizons=(1.0, 3.0), reference=None, **changes):
     reference = reference or Reference(np.array([1.0, 2.0, 3.0, 6.0]), np.array([True, True, True, False]), 0.5)
-    return Part(four_subjects(**changes), reference, horizons)
+    return Estimands(four_subjects(**changes), reference, horizons)
 
 
 def value(estimand):
@@ -65,48 +65,48 @@ def test_what_is_no_prediction_is_refused(change, message):
 
 def test_a_horizon_must_be_on_the_grid():
     with pytest.raises(ValueError, match=r"contain the horizons \(1.5,\)"):
-        part(horizons=(1.5,))
+        estimands(horizons=(1.5,))
 
 
 # ---- Estimands by hand: nobody of the training part is censored before 6 years, so every weight 1/G is 1
 def test_each_estimand_by_hand():
     # comparable pairs (ranks by risk a > b > d > c): ab, ac, ad, bc, bd agree, cd does not
-    assert value(part().c_index()) == pytest.approx(5 / 6)
-    assert value(part().uno_c()) == pytest.approx(1.0)  # up to 3 years: the pairs of a and b
-    assert value(part().auc(1.0)) == value(part().auc(3.0)) == 1.0
+    assert value(estimands().c_index()) == pytest.approx(5 / 6)
+    assert value(estimands().uno_c()) == pytest.approx(1.0)  # up to 3 years: the pairs of a and b
+    assert value(estimands().auc(1.0)) == value(estimands().auc(3.0)) == 1.0
     errors = np.array([0.4**2 + 0.3**2 + 0.1**2 + 0.2**2, 0.2**2 + 0.5**2 + 0.2**2 + 0.3**2]) / 4
     last = (0.1**2 + 0.4**2 + 0.3**2 + 0.4**2) / 4
-    assert value(part().brier(1.0)) == pytest.approx(errors[0])
-    assert value(part().brier(3.0)) == pytest.approx(last)
-    assert value(part().ibs()) == pytest.approx((errors[0] / 2 + errors[1] + last / 2) / 2)
+    assert value(estimands().brier(1.0)) == pytest.approx(errors[0])
+    assert value(estimands().brier(3.0)) == pytest.approx(last)
+    assert value(estimands().ibs()) == pytest.approx((errors[0] / 2 + errors[1] + last / 2) / 2)
     # the high-risk group is a and b, with the follow-up of b
-    assert part().compared_until == 1.5
-    assert value(part().rmst_difference()) == pytest.approx(1.5 - (0.5 + 0.5 * 1.0))
-    assert value(part().hazard_ratio()) == np.inf
-    assert value(part().observed_risk(np.array([0, 1, 2, 3]), 2.0)) == pytest.approx(0.5)
+    assert estimands().compared_until == 1.5
+    assert value(estimands().rmst_difference()) == pytest.approx(1.5 - (0.5 + 0.5 * 1.0))
+    assert value(estimands().hazard_ratio()) == np.inf
+    assert value(estimands().observed_risk(np.array([0, 1, 2, 3]), 2.0)) == pytest.approx(0.5)
 
 
 def test_a_reason_comes_instead_of_values():
     short = Reference(np.array([0.5, 1.2]), np.array([True, False]), 0.5)
     unknown = "past the training part's follow-up (1.20 years): its censoring is unknown"
-    at_three = part(reference=short)
+    at_three = estimands(reference=short)
     for estimand in (at_three.auc(3.0), at_three.brier(3.0), at_three.calibration_slope(3.0)):
         assert estimand == Estimand(None, unknown)
     too_few = "fewer than two of the 3 grid points are within the follow-up"
     assert at_three.uno_c() == at_three.ibs() == Estimand(None, too_few)
-    nobody = part(log_hazard=[0.0, 0, 0, 0])
+    nobody = estimands(log_hazard=[0.0, 0, 0, 0])
     assert nobody.rmst_difference() == Estimand(None, "the high-risk group is empty")
-    assert part().observed_risk(np.array([3]), 6.0) == Estimand(None, "the group's follow-up ends at 5.00 years")
+    assert estimands().observed_risk(np.array([3]), 6.0) == Estimand(None, "the group's follow-up ends at 5.00 years")
 
 
 def test_the_note_says_where_the_follow_up_ends():
-    shorter = part(time=[0.5, 1.5, 2.5, 2.9])
+    shorter = estimands(time=[0.5, 1.5, 2.5, 2.9])
     assert shorter.uno_c().note == shorter.ibs().note == "up to 2 years, where the follow-up ends"
-    assert part().uno_c().note is None
+    assert estimands().uno_c().note is None
 
 
 def test_clipped_risks_are_noted():
     certain = four_subjects().survival.copy()
     certain[0] = 0.0
-    estimand = part(survival=certain).calibration_intercept(1.0)
+    estimand = estimands(survival=certain).calibration_intercept(1.0)
     assert estimand.note == "1 predicted risks held to within 1e-06 of 0 or 1"

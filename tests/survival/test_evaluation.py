@@ -55,6 +55,16 @@ def test_every_part_is_evaluated_with_the_training_part_as_reference(stage2):
     assert set(figures) == {"train", "test"}
 
 
+def test_each_landmark_is_evaluated_by_itself(stage2):
+    later = {part: table.assign(landmark=2.0, log_hazard=-table["log_hazard"]) for part, table in stage2.items()}
+    both = {part: pd.concat([stage2[part], later[part]], ignore_index=True) for part in stage2}
+    figures = evaluation.evaluate_landmarks(both, (1.0, 2.0), SETTINGS)
+    assert figures == {
+        "1": evaluation.evaluate_parts(stage2, SETTINGS),
+        "2": evaluation.evaluate_parts(later, SETTINGS),
+    }
+
+
 def test_a_run_has_every_model_and_each_part_of_the_stages(features, stage2, truth):
     metrics = evaluation.evaluate_run(features, stage2, SETTINGS, truth=truth)
     assert list(metrics) == ["cnn", "tlstm", "baselines", "oracle"]
