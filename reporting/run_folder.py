@@ -12,13 +12,13 @@ from typing_extensions import TypedDict
 
 from cohort.splits import PARTS
 from cohort.tables import ON_DISK, TimeUnit, to_years
-from config import Config
 from runs.files import read_json
 from runs.manifest import RECORD, read_record, validated
 
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")  # a line of run.log
 EXPLAINED = ("metrics.json", "regions.csv")  # an explanation's last file is one of these: the pictures are there too
 OWN_TABLES = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # settings that name the user's tables; none: simulated
+LOST_SETTINGS: dict[str, Any] = {"TIME_UNIT": "years", "NUM_RESAMPLES": 1000, "SEED": 0}  # where the record has none
 
 
 class MeanOfFolds(TypedDict):
@@ -74,7 +74,7 @@ class RunFolder:
         """
         read_record(folder)  # it refuses a record that programs can't read; the page shows more than they read
         record = read_json(folder / RECORD)
-        time_unit = record.get("settings", {}).get("TIME_UNIT", "years")
+        time_unit = (LOST_SETTINGS | record.get("settings", {}))["TIME_UNIT"]
         splits = {part: _read_table(folder / "splits" / f"{part}.csv", time_unit) for part in PARTS}
         return cls(
             folder=folder,
@@ -90,14 +90,14 @@ class RunFolder:
         )
 
     def setting(self, name: str) -> Any:
-        """A setting of the run.
+        """A setting that the page's numbers depend on.
 
         Args:
-            name: as in `config.py`.
+            name: as in `config.py`, one of LOST_SETTINGS.
         Returns:
-            What the record holds; the default of `config.py` if the record does not have it.
+            What the record holds; the default of `config.py` if the record was lost.
         """
-        return self.record.get("settings", {}).get(name, Config.model_fields[name].default)
+        return (LOST_SETTINGS | self.record.get("settings", {}))[name]
 
     @property
     def is_simulated(self) -> bool:

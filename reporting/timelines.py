@@ -28,10 +28,14 @@ def save_history(folder: str | Path, history: HistoryExplanation, *, title: str)
         The files `region_by_visit.csv`, `visits.csv`, `groups.csv`, `region_by_visit.png`.
     """
     folder = Path(folder)
-    tables = {"region_by_visit": history["regions"], "visits": history["visits"], "groups": history["groups"]}
+    tables = {
+        "region_by_visit.csv": history["regions"],
+        "visits.csv": history["visits"],
+        "groups.csv": history["groups"],
+    }
     written = []
     for name, table in tables.items():
-        written.append(folder / f"{name}.csv")
+        written.append(folder / name)
         with written_whole(written[-1]) as part:
             table.to_csv(part, index=False)
     written.append(folder / "region_by_visit.png")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from config import Config
-from reporting.run_folder import RunFolder
+from reporting.run_folder import LOST_SETTINGS, RunFolder
 from runs.errors import InputError
 
 
@@ -115,7 +115,10 @@ def test_the_record_is_kept_with_what_only_people_read(tmp_path):
 def test_a_setting_that_the_record_does_not_have_is_the_default(tmp_path):
     write(tmp_path / "config.json", json.dumps({"settings": {"SEED": 3}}))
     run = RunFolder.read(tmp_path)
-    assert run.setting("SEED") == 3 and run.setting("NUM_RESAMPLES") == Config().NUM_RESAMPLES
+    assert run.setting("SEED") == 3
+    assert {name: run.setting(name) for name in LOST_SETTINGS} == Config().model_dump(include=set(LOST_SETTINGS)) | {
+        "SEED": 3
+    }
 
 
 def test_explained_scans_are_found(tmp_path):
