@@ -27,7 +27,7 @@ GROUPS = 8  # of channels, in group normalisation
 def build_model(
     shape: tuple[int, int, int],
     *,
-    width: int = 64,
+    width: int,
     norm: str = "batch",
     dropout: float = 0.0,
     precision: str = "float32",

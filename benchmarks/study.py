@@ -99,7 +99,7 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
     with tempfile.TemporaryDirectory() as folder:
         began = time.process_time()
         of = {name: Scans.of(parts[name]) for name in ("train", "val")}
-        loop.train(model, of, options, Path(folder))
+        loop.train(model, of, options, Path(folder), save_seconds=60.0)
         seconds = time.process_time() - began
         watched = pd.read_csv(Path(folder) / "history.csv")["val_c_index"].to_numpy()
     predict = make_predict(model)

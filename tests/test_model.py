@@ -68,11 +68,11 @@ def test_half_precision_is_of_the_convolutions_alone(precision, rng):
 
 def test_what_is_wrong_is_told():
     with pytest.raises(ValueError, match="one of float32, mixed_bfloat16"):
-        build_model((16, 16, 16), precision="float8")
+        build_model((16, 16, 16), width=4, precision="float8")
     with pytest.raises(ValueError, match="'batch' or 'group'"):
-        build_model((16, 16, 16), norm="layer")
+        build_model((16, 16, 16), width=4, norm="layer")
     with pytest.raises(ValueError, match="at least 16 voxels"):
-        build_model((16, 8, 16))
+        build_model((16, 8, 16), width=4)
 
 
 def spoil_nan(path):

@@ -7,6 +7,7 @@ import pandas as pd
 
 from config import Config
 from model import build_model
+from training import loop
 from training.risk_sets import Scans
 from training.steps import Options
 
@@ -41,3 +42,8 @@ def build(**changes):
 
 def weights(model):
     return [np.array(value) for value in model.get_weights()]
+
+
+def train(model, parts, options, folder, *, save_seconds=60.0):
+    """Train on this process alone."""
+    loop.train(model, parts, options, folder, save_seconds=save_seconds)

@@ -38,8 +38,8 @@ def train(
     options: Options,
     folder: Path,
     *,
+    save_seconds: float,
     workers: Workers | None = None,
-    save_seconds: float = 60.0,
 ) -> None:
     """Train on the training part, choose the epoch on the validation part, and leave its weights in the model.
 
@@ -48,8 +48,8 @@ def train(
         parts: `train` and `val`.
         options: of the training.
         folder: gets `best.weights.h5`, `history.csv` and `backup/`, from the first worker alone.
-        workers: the processes that train; None: this one, on one device.
         save_seconds: between two saved states; a killed training goes on from the last one, to the same result.
+        workers: the processes that train; None: this one, on one device.
     Raises:
         InputError: a part or RISK_SET has too few events to learn or to choose from, the loss is not finite (names the
             scans), or the backup belongs to other options.

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from volumes import SHAPE, build, options, weights
+from volumes import SHAPE, build, options, train, weights
 
 import loss
 from runs import processes
@@ -36,7 +36,7 @@ def test_a_float16_step_beyond_its_range_is_left_out_and_counted(parts, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_it_learns_in_half_precision(parts, tmp_path, precision):
-    loop.train(build(precision=precision), parts, options(epochs=6, learning_rate=3e-3, precision=precision), tmp_path)
+    train(build(precision=precision), parts, options(epochs=6, learning_rate=3e-3, precision=precision), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     assert history["val_c_index"].max() > 0.8
     if precision == "mixed_float16":
@@ -45,7 +45,7 @@ def test_it_learns_in_half_precision(parts, tmp_path, precision):
 
 def test_it_learns_who_is_early(parts, tmp_path):
     model = build()
-    loop.train(model, parts, options(epochs=8, learning_rate=3e-3), tmp_path)
+    train(model, parts, options(epochs=8, learning_rate=3e-3), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     assert history.columns[0] == "epoch"
     assert {"loss", "val_loss", "val_c_index", "learning_rate", "seconds"} <= set(history.columns)
@@ -55,7 +55,7 @@ def test_it_learns_who_is_early(parts, tmp_path):
 
 def test_the_best_epoch_on_validation_is_kept(parts, tmp_path):
     model = build()
-    loop.train(model, parts, options(epochs=4), tmp_path)
+    train(model, parts, options(epochs=4), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
     part = parts["val"]
@@ -73,12 +73,12 @@ def test_the_best_epoch_on_validation_is_kept(parts, tmp_path):
 def test_the_test_part_is_never_looked_at(parts, tmp_path):
     """Training takes no other part; a test part in the hands of `train` would not be read."""
     with_test = parts | {"test": None}
-    loop.train(build(), with_test, options(epochs=1), tmp_path)
+    train(build(), with_test, options(epochs=1), tmp_path)
     assert "test" not in (tmp_path / "history.csv").read_text()
 
 
 def test_no_patience_stops_early(parts, tmp_path):
-    loop.train(build(), parts, options(epochs=30, patience=1, learning_rate=1e-9), tmp_path)
+    train(build(), parts, options(epochs=30, patience=1, learning_rate=1e-9), tmp_path)
     assert len(pd.read_csv(tmp_path / "history.csv")) < 30
 
 
@@ -97,7 +97,7 @@ def with_events(part, subjects):
 )
 def test_too_few_events_are_refused_before_training(parts, tmp_path, name, subjects, message):
     with pytest.raises(InputError, match=message):
-        loop.train(build(), parts | {name: with_events(parts[name], subjects)}, options(), tmp_path)
+        train(build(), parts | {name: with_events(parts[name], subjects)}, options(), tmp_path)
     assert not (tmp_path / "history.csv").exists()
 
 
@@ -133,13 +133,13 @@ def killed_at(monkeypatch, *kills):
 def test_a_killed_training_goes_on_as_if_it_had_not_been(parts, tmp_path, monkeypatch, changes, save_seconds):
     """Twice in one epoch and once in a write, saved at every step or at the ends of epochs alone."""
     whole, chosen = build(dropout=0.3), options(epochs=4, batch_size=5, **changes)
-    loop.train(whole, parts, chosen, tmp_path / "whole")
+    train(whole, parts, chosen, tmp_path / "whole")
     killed_at(monkeypatch, 6, 8, -12)
     for _ in range(3):
         with pytest.raises(Killed):
-            loop.train(build(dropout=0.3), parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
+            train(build(dropout=0.3), parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
     resumed = build(dropout=0.3)
-    loop.train(resumed, parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
+    train(resumed, parts, chosen, tmp_path / "cut", save_seconds=save_seconds)
     rows = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in ("whole", "cut")]
     pd.testing.assert_frame_equal(*rows, check_exact=True)
     assert all((a == b).all() for a, b in zip(weights(whole), weights(resumed), strict=True))
@@ -158,7 +158,7 @@ def test_a_signal_lets_the_step_finish_and_its_state_is_saved(parts, tmp_path, m
 
     monkeypatch.setattr(Steps, "step", stepped)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(build(), parts, options(), tmp_path, save_seconds=1e9)
+        train(build(), parts, options(), tmp_path, save_seconds=1e9)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     processes.stop_on_signals.__globals__["_stop"].reason = ""
@@ -168,13 +168,13 @@ def test_a_signal_lets_the_step_finish_and_its_state_is_saved(parts, tmp_path, m
 
 
 def test_a_backup_of_other_options_or_a_damaged_one_is_refused(parts, tmp_path):
-    loop.train(build(), parts, options(epochs=1), tmp_path)
+    train(build(), parts, options(epochs=1), tmp_path)
     with pytest.raises(InputError, match="is of other settings"):
-        loop.train(build(), parts, options(epochs=1, learning_rate=1.0), tmp_path)
+        train(build(), parts, options(epochs=1, learning_rate=1.0), tmp_path)
     state = tmp_path / "backup" / "state.npz"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match="can't be read"):
-        loop.train(build(), parts, options(epochs=1), tmp_path)
+        train(build(), parts, options(epochs=1), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
     part = parts["train"]
     spoilt = replace(part, entries=[str(entry), *part.entries[1:]])
     with pytest.raises(InputError, match=r"the loss is nan on the scans .*s000_0"):
-        loop.train(build(), parts | {"train": spoilt}, options(), tmp_path)
+        train(build(), parts | {"train": spoilt}, options(), tmp_path)
 
 
 def test_the_step_is_compiled_once(parts, tmp_path):
@@ -197,6 +197,6 @@ def test_the_step_is_compiled_once(parts, tmp_path):
 
 def test_keras_callbacks_are_driven(parts, tmp_path):
     """An ordinary Keras callback, ReduceLROnPlateau, halves the rate when nothing improves."""
-    loop.train(build(), parts, options(epochs=4, lr_schedule="plateau", patience=2, learning_rate=1e-9), tmp_path)
+    train(build(), parts, options(epochs=4, lr_schedule="plateau", patience=2, learning_rate=1e-9), tmp_path)
     rates = pd.read_csv(tmp_path / "history.csv")["learning_rate"]
     assert rates.iloc[-1] < rates.iloc[0]
