@@ -21,9 +21,9 @@ from attribution.cells import upsample
 from attribution.evidence import Attribution, correlation, measure_maps, randomisation, share_outside, smooth
 from attribution.gradients import TracedNetwork, check_volumes, chunk_size, stage_gradient, trace_network
 from attribution.regions import Regions, deletion_insertion, region_shapley, sum_by_region
-from model import STAGES
+from model import RESNET_STAGES
 
-RANDOMISED = ("log_hazard", *reversed(STAGES), "stem")  # layers from the output down
+RANDOMISED = ("log_hazard", *reversed(RESNET_STAGES), "stem")  # layers from the output down
 COHORT_GRADIENTS = 32  # of each subject's SHAP map, where many are averaged
 Engine = Literal["expected_gradients", "shap"]
 
@@ -216,7 +216,7 @@ def gradcam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
     """
     activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
     weights = gradient.mean(axis=(0, 1, 2))  # alpha_k = mean of dy/dA^k over the cells, eq. 1; (C,)
-    return upsample(activation @ weights, volume.shape[:3], layer)  # sum_k alpha_k A^k, eq. 2
+    return _upsample(activation @ weights, volume, layer)  # sum_k alpha_k A^k, eq. 2
 
 
 def hirescam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
@@ -230,7 +230,12 @@ def hirescam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
     Source: Draelos and Carin (2020), arXiv 2011.08891, eq. 3.
     """
     activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
-    return upsample((activation * gradient).sum(axis=-1), volume.shape[:3], layer)  # sum_k dy/dA^k * A^k, eq. 3
+    return _upsample((activation * gradient).sum(axis=-1), volume, layer)  # sum_k dy/dA^k * A^k, eq. 3
+
+
+def _upsample(cells: np.ndarray, volume: np.ndarray, layer: str) -> np.ndarray:
+    """(x, y, z) cells of a stage to (X, Y, Z) float32."""
+    return upsample(cells, volume.shape[:3], RESNET_STAGES.index(layer) + 1)
 
 
 # ---- One scan, with every map and the evidence for it -----------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-STAGES = ("stage1", "stage2", "stage3", "stage4")
+RESNET_STAGES = ("stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "float64")
 SMALLEST = 4  # voxels: oneDNN's bfloat16 gradients of kernels are NaN on smaller volumes (TensorFlow 2.21, AVX-512)
 GROUPS = 8  # of channels, in group normalisation
@@ -64,7 +64,7 @@ def build_model(
     x = make.relu(make.norm(x, "stem_norm"), "stem")
     pool = precision if precision == "mixed_bfloat16" else "float32"  # TensorFlow has no other kernel on a CPU
     x = layers.MaxPooling3D(3, strides=2, padding="same", name="stem_pool", dtype=pool)(x)
-    for index, stage in enumerate(STAGES):
+    for index, stage in enumerate(RESNET_STAGES):
         for block in (1, 2):
             x = make.block(x, width * 2**index, f"{stage}_block{block}", stride=2 if index > 0 and block == 1 else 1)
         x = layers.Activation("linear", name=stage, dtype=precision)(x)
@@ -94,7 +94,7 @@ def segments(model: keras.Model) -> list[Callable[..., Any]]:
         Functions to call one after the other, each on the values of the one before and `training`. Only what passes
         between them is kept for the gradient; what is within a stage is computed once more.
     """
-    ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *STAGES)), model.output]
+    ends = [model.input, *(model.get_layer(name).output for name in ("stem_pool", *RESNET_STAGES)), model.output]
     *stages, head = (keras.Model(begin, end) for begin, end in pairwise(ends))
     return [*map(_recomputed, stages), head]  # the head's dropout would drop other features if it were computed again
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import STAGES, feature_model
+from model import RESNET_STAGES, feature_model
 from runs.errors import InputError
 
 CHUNK_VOXELS = 2**19  # voxels in memory at a time: 4 volumes of 48x56x48, 1 of 128x128x128
@@ -57,12 +57,12 @@ def trace_network(model: keras.Model) -> TracedNetwork:
 
     @tf.function(input_signature=signature)
     def stages(volumes: tf.Tensor) -> dict[str, tuple[tf.Tensor, tf.Tensor]]:
-        outputs = keras.Model(model.input, [*[model.get_layer(name).output for name in STAGES], model.output])
+        outputs = keras.Model(model.input, [*[model.get_layer(name).output for name in RESNET_STAGES], model.output])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(volumes)
             *activations, log_hazard = outputs(volumes, training=False)
         gradients = tape.gradient(log_hazard, activations)
-        return dict(zip(STAGES, zip(activations, gradients, strict=True), strict=True))
+        return dict(zip(RESNET_STAGES, zip(activations, gradients, strict=True), strict=True))
 
     return TracedNetwork(predict, gradient, stages)
 
@@ -79,8 +79,8 @@ def stage_gradient(model: keras.Model, volume: np.ndarray, layer: str) -> tuple[
     Raises:
         InputError: an unknown stage, or a volume of another shape than the model's.
     """
-    if layer not in STAGES:
-        raise InputError(f"GRAD_CAM_LAYER: expected one of {', '.join(STAGES)}. Received: {layer!r}")
+    if layer not in RESNET_STAGES:
+        raise InputError(f"GRAD_CAM_LAYER: expected one of {', '.join(RESNET_STAGES)}. Received: {layer!r}")
     check_volumes(model, volume, volume[None])
     activation, gradient = trace_network(model).stages(volume[None])[layer]
     return activation.numpy()[0].astype(np.float32), gradient.numpy()[0].astype(np.float32)

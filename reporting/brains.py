@@ -1,105 +1,55 @@
 """Explanations on disk: signed NIfTI in the scan's own space, slices, GIFs and an offline viewer.
 
-Drawn in neurological order, the subject's left on the left. Red raises the log-hazard, blue lowers it; colours are
-symmetric about zero, which is transparent, and end at the 99.5th percentile of |map| inside the brain.
+`scene` draws the single slice; here slices become pictures, with their places and a legend.
 """
 
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 import nibabel as nib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from nibabel.processing import resample_from_to, resample_to_output
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from attribution.evidence import SMOOTHING_MM, smooth
 from attribution.regions import cohort_table
+from cohort.grid import Grid
+from reporting.scene import CLEAR, COLOURS, OPAQUE, PLANES, THROUGH, Scene, draw_slice, make_scene
 from runs.files import write_json, written_whole
 
-PERCENTILE = 99.5  # of |map| inside the brain: where the colours end
-COLOURS = LinearSegmentedColormap.from_list(
-    "lowers_raises", ["#9ff6ff", "#1f9bff", "#0a3cff", "#5a2a6e", "#ff1f0a", "#ff8a1f", "#fff59f"]
-)
-PLANES = ("axial", "coronal", "sagittal")
-ACROSS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}  # axes to the right and up
-THROUGH = {"axial": 2, "coronal": 1, "sagittal": 0}
+if TYPE_CHECKING:  # it imports TensorFlow, which the pictures don't need
+    from explain import CohortExplanation, Explanation
+
+IN_3D = ("shap", "gradcam")  # maps with a GIF
 ENDS = {"axial": ("L", "R"), "coronal": ("L", "R"), "sagittal": ("P", "A")}  # at the left and the right edge
-MM_A_PIXEL = 1.0
-NUM_COLUMNS, NUM_FRAMES = 7, 36  # of frames at most: no two are alike
-FRAME_MS = 100
-VIEWER_MM = 2.0  # a voxel of the interactive page
+NUM_COLUMNS = 7  # slices of each plane in a mosaic
+NUM_FRAMES = 36  # of a GIF at most; fewer where the brain has fewer slices, so that no two are alike
+FRAME_MS = 100  # milliseconds a frame of a GIF
+VIEWER_MM = 2.0  # size of a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
-CLEAR = 0.1
-BY_CHANCE = 3.3  # standard errors of a share of signs: beyond them at one voxel in 1000 by chance
-OPAQUE = 0.75  # at most, so that the anatomy shows through
-OUTLINE = np.array([235, 235, 235], np.uint8)
+BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
     "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
     "brain, and are clear below {clear:.2g}. Left is the subject's left."
 )
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A scan, a map over it, and what is the same in every slice of the two."""
-
-    grey: np.ndarray  # (X, Y, Z) 0 ... 1
-    brain: np.ndarray  # (X, Y, Z) bool
-    values: np.ndarray  # (X, Y, Z) float32 signed
-    limit: float  # |value| at which the colours end
-    affine: np.ndarray  # (4, 4) voxel -> RAS mm
-    unit: str  # of the values
-    clear: float  # share of the limit below which a colour is transparent
-
-    @property
-    def voxel_mm(self) -> np.ndarray:
-        """(3,) size of a voxel along each axis."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
-
-    def peak(self) -> tuple[int, ...]:
-        """The voxel of the brain where |map| is largest."""
-        return tuple(map(int, np.unravel_index(np.argmax(np.abs(self.values) * self.brain), self.values.shape)))
-
-    def slices(self, plane: str) -> tuple[int, int]:
-        """First and last slice that holds brain."""
-        axis = THROUGH[plane]
-        seen = np.flatnonzero(self.brain.any(axis=tuple(a for a in range(3) if a != axis)))
-        return int(seen[0]), int(seen[-1])
-
-    def millimetre(self, plane: str, index: int) -> float:
-        """Where a slice lies along its axis, mm, through the middle of the grid."""
-        voxel = (np.array(self.grey.shape) - 1) / 2
-        voxel[THROUGH[plane]] = index
-        return float(nib.affines.apply_affine(self.affine, voxel)[THROUGH[plane]])
-
-
 def save_explanation(
-    folder: str | Path,
-    explanation: Mapping[str, Any],
-    *,
-    affine: np.ndarray,
-    shape_native: Sequence[int],
-    affine_native: np.ndarray,
-    title: str,
-    viewer: bool = True,
+    folder: str | Path, explanation: "Explanation", *, grid: Grid, native: Grid, title: str, viewer: bool = True
 ) -> list[Path]:
     """Write everything of one explained scan into `explain/<imageid>/`.
 
     Args:
         folder: made if need be.
-        explanation: of `explain.explain_scan`.
-        affine: (4, 4) of the network's grid, RAS mm.
-        shape_native: (X, Y, Z) of the scan's own grid.
-        affine_native: (4, 4) of the scan's own grid, whatever its orientation.
+        explanation: of `explain.explain_scan`; maps (X, Y, Z) on the network's grid.
+        grid: of the network, with its affine to RAS mm.
+        native: the scan's own grid, whatever its orientation.
         title: on every picture, such as the scan's id and why it was chosen.
         viewer: also write the SHAP map's interactive page.
     Returns:
@@ -109,23 +59,11 @@ def save_explanation(
         OSError: the folder can't be written.
     """
     folder = Path(folder)
-    maps, origin = dict(explanation["maps"]), dict(explanation["origin"])
+    maps = explanation["maps"]
     written = []
     for name, values in {**maps, "gradcam_relu": np.maximum(maps["gradcam"], 0)}.items():
-        path = folder / f"{name}.nii.gz"
-        written.append(write_nifti(path, values, affine, shape=shape_native, affine_native=affine_native))
-    maps["shap"] = smooth(maps["shap"], np.linalg.norm(affine[:3, :3], axis=0))
-    origin["shap"] += f", smoothed {SMOOTHING_MM:g} mm"
-    for name, values in maps.items():
-        unit = f"log-hazard per {'voxel' if name == 'shap' else 'cell'}"
-        scene = make_scene(explanation["volume"], values, affine, unit=unit)
-        heading = f"{title} · {origin[name]}"
-        written.append(write_mosaic(folder / f"{name}.png", scene, heading))
-        if name in ("shap", "gradcam"):
-            written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
-        if name == "shap" and viewer:
-            scan = title.partition(",")[0]  # the viewer's heading has no room for a sentence
-            written.append(write_viewer(folder / f"{name}.html", scene, scan))
+        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=native))
+    written += _draw_maps(folder, explanation, grid, title, viewer)
     if explanation["regions"] is not None:
         written.append(folder / "regions.csv")
         with written_whole(written[-1]) as part:
@@ -134,28 +72,49 @@ def save_explanation(
     return [*written, folder / "metrics.json"]
 
 
+def _draw_maps(folder: Path, explanation: "Explanation", grid: Grid, title: str, viewer: bool) -> list[Path]:
+    """Draw every map over the volume; the SHAP map is smoothed first, since single voxels are noise."""
+    maps, origin = dict(explanation["maps"]), dict(explanation["origin"])
+    maps["shap"] = smooth(maps["shap"], np.linalg.norm(grid.affine[:3, :3], axis=0))
+    origin["shap"] += f", smoothed {SMOOTHING_MM:g} mm"
+    written = []
+    for name, values in maps.items():
+        unit = f"log-hazard per {'voxel' if name == 'shap' else 'cell'}"
+        scene = make_scene(explanation["volume"], values, grid.affine, unit=unit)
+        heading = f"{title} · {origin[name]}"
+        written.append(write_mosaic(folder / f"{name}.png", scene, heading))
+        if name in IN_3D:
+            written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
+        if name == "shap" and viewer:
+            scan = title.partition(",")[0]  # the viewer's heading has no room for a sentence
+            written.append(write_viewer(folder / f"{name}.html", scene, scan))
+    return written
+
+
 def save_cohort(
-    folder: str | Path, cohort: Mapping[str, Any], *, affine: np.ndarray, event: Mapping[str, bool], seed: int = 0
+    folder: str | Path, cohort: "CohortExplanation", *, grid: Grid, event: Mapping[str, bool], seed: int = 0
 ) -> list[Path]:
     """Write the cohort's maps on the network's grid, their slices, and the table of regions with its intervals.
 
     Args:
         folder: made if need be.
-        cohort: of `explain.explain_cohort`.
-        affine: (4, 4) of the network's grid, RAS mm.
+        cohort: of `explain.explain_cohort`; maps (X, Y, Z) on the network's grid.
+        grid: of the network, with its affine to RAS mm.
         event: whether each subject converted.
         seed: of the bootstrap.
     Returns:
-        `mean.nii.gz`, `consistency.nii.gz`, a PNG of each, `regions.csv`.
+        The files `mean.nii.gz` and `consistency.nii.gz`, a PNG of each, `regions.csv`.
     """
     folder, written = Path(folder), []
     num_subjects = cohort["num_subjects"]
     chance = min(BY_CHANCE / np.sqrt(num_subjects), 0.99)  # signs that agree no more than this may well be noise
-    units = {"mean": ("log-hazard per voxel", CLEAR), "consistency": ("share above 0 less share below", chance)}
-    for name, (unit, clear) in units.items():
-        path, values = folder / f"{name}.nii.gz", cohort[name]
-        written.append(write_nifti(path, values, affine, shape=values.shape, affine_native=affine))
-        scene = make_scene(cohort["volume"], values, affine, unit=unit, clear=clear)
+    drawn = (
+        ("mean", cohort["mean"], "log-hazard per voxel", CLEAR),
+        ("consistency", cohort["consistency"], "share above 0 less share below", chance),
+    )
+    for name, values, unit, clear in drawn:
+        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=grid))
+        scene = make_scene(cohort["volume"], values, grid.affine, unit=unit, clear=clear)
         heading = f"{name.capitalize()} of {num_subjects} subjects, SHAP smoothed {SMOOTHING_MM:g} mm"
         written.append(write_mosaic(folder / f"{name}.png", scene, heading))
     written.append(folder / "regions.csv")
@@ -164,63 +123,38 @@ def save_cohort(
     return written
 
 
-def write_nifti(
-    path: str | Path, values: np.ndarray, affine: np.ndarray, *, shape: Sequence[int], affine_native: np.ndarray
-) -> Path:
+def write_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, *, native: Grid) -> Path:
     """Write a map in the scan's own space, resampled linearly.
 
     A map is a density: its values stay as they are, so on finer voxels its sum grows by the ratio of the voxels'
-    volumes. Multiply the sum by |det affine_native| / |det affine| to get back the network's, to within the resampling.
+    volumes. To get back the sum on the network's grid, multiply by |det of the native affine| / |det of `affine`|; what
+    still differs is due to the resampling.
 
     Args:
-        path: `.nii.gz`.
+        path: of the file, `.nii.gz`.
         values: (X, Y, Z) on the network's grid.
-        affine: (4, 4) of that grid.
-        shape: of the scan's own grid.
-        affine_native: (4, 4) of the scan's own grid.
+        affine: (4, 4) of that grid, voxel -> RAS mm.
+        native: the scan's own grid.
     Returns:
         `path`.
     """
     image = nib.Nifti1Image(np.asarray(values, np.float32), affine)
-    image = resample_from_to(image, (tuple(shape), affine_native), order=1, mode="nearest")
+    image = resample_from_to(image, (native.shape, native.affine), order=1, mode="nearest")
     with written_whole(path) as part:
         nib.save(image, part)
     return Path(path)
 
 
-def make_scene(volume: np.ndarray, values: np.ndarray, affine: np.ndarray, *, unit: str, clear: float = CLEAR) -> Scene:
-    """Lay a map (X, Y, Z) over the volume (X, Y, Z) that it explains, 0 outside the brain."""
-    brain = volume != 0
-    low, high = np.percentile(volume[brain], [1, 99.9])
-    grey = np.where(brain, np.clip((volume - low) / max(high - low, np.finfo(float).tiny), 0, 1), 0)
-    limit = float(np.percentile(np.abs(values[brain]), PERCENTILE))
-    values, affine = np.asarray(values, np.float32), np.asarray(affine, float)
-    return Scene(grey.astype(np.float32), brain, values, limit, affine, unit, clear)
-
-
-def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
-    """One slice in colour, cropped to the brain: (height, width, 3) uint8, MM_A_PIXEL a pixel."""
-    box = [slice(max(low - 1, 0), high + 2) for low, high in (scene.slices(p) for p in reversed(PLANES))]
-    box[THROUGH[plane]] = slice(index, index + 1)
-    size = [round((box[a].stop - box[a].start) * scene.voxel_mm[a] / MM_A_PIXEL) for a in ACROSS[plane]]
-
-    def enlarged(volume: np.ndarray) -> np.ndarray:
-        part = np.squeeze(volume[tuple(box)], axis=THROUGH[plane]).T[::-1]  # up the page is up in the axis
-        image = Image.fromarray(np.ascontiguousarray(part, np.float32))
-        return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
-
-    strength = np.clip(enlarged(scene.values) / scene.limit, -1, 1) if scene.limit > 0 else np.zeros(size[::-1])
-    opacity = np.clip((np.abs(strength) - scene.clear) * 2.5, 0, OPAQUE)[..., None]
-    colour = COLOURS((strength + 1) / 2)[..., :3]
-    grey = np.clip(enlarged(scene.grey), 0, 1)[..., None]
-    picture = np.rint(255 * (grey * (1 - opacity) + colour * opacity)).astype(np.uint8)
-    inside = enlarged(ndimage.gaussian_filter(scene.brain.astype(np.float32), 0.6)) > 0.5  # no steps of a voxel
-    picture[inside & ~ndimage.binary_erosion(inside)] = OUTLINE
-    return picture
-
-
 def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
-    """Write slices of the three planes as PNG, one of each through the map's strongest voxel."""
+    """Write slices of the three planes as PNG, one of each through the map's strongest voxel.
+
+    Args:
+        path: of the file, `.png`.
+        scene: what is drawn; the slices are named by their place in mm.
+        title: above the slices.
+    Returns:
+        `path`.
+    """
     figure = Figure(figsize=(13, 6.4), facecolor="black")
     grid = figure.add_gridspec(3, NUM_COLUMNS, left=0.01, right=0.92, top=0.9, bottom=0.07, wspace=0.04, hspace=0.12)
     for row, plane in enumerate(PLANES):
@@ -250,7 +184,7 @@ def _add_colour_bar(figure: Figure, scene: Scene) -> None:
 
 
 def _chosen_slices(scene: Scene, plane: str) -> list[int]:
-    """Even slices through the brain, the nearest one moved to the map's strongest voxel."""
+    """Indices of evenly spaced slices through the brain; the nearest one is moved to the map's strongest voxel."""
     first, last = scene.slices(plane)
     chosen = np.rint(np.linspace(first, last, NUM_COLUMNS + 2)[1:-1]).astype(int)
     peak = scene.peak()[THROUGH[plane]]
@@ -259,14 +193,22 @@ def _chosen_slices(scene: Scene, plane: str) -> list[int]:
 
 
 def _place(scene: Scene, plane: str, index: int) -> str:
-    """Such as `x = -26 mm, left`."""
-    at = scene.millimetre(plane, index)
-    side = ("" if round(at) == 0 else ", left" if at < 0 else ", right") if plane == "sagittal" else ""
-    return f"{'xyz'[THROUGH[plane]]} = {at:.0f} mm{side}"
+    """Where a slice lies, such as `x = -26 mm, left`."""
+    mm = scene.millimetre(plane, index)
+    side = ("" if round(mm) == 0 else ", left" if mm < 0 else ", right") if plane == "sagittal" else ""
+    return f"{'xyz'[THROUGH[plane]]} = {mm:.0f} mm{side}"
 
 
 def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
-    """Write a GIF that moves through the brain in the three planes at once."""
+    """Write a GIF that moves through the brain in the three planes at once.
+
+    Args:
+        path: of the file, `.gif`.
+        scene: what is drawn, in NUM_FRAMES frames at most.
+        title: above the planes.
+    Returns:
+        `path`.
+    """
     longest = max(last - first + 1 for first, last in map(scene.slices, PLANES))
     frames = [_draw_frame(scene, share, title) for share in np.linspace(0, 1, min(NUM_FRAMES, longest))]
     palette = _palette()
@@ -277,6 +219,7 @@ def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
 
 
 def _draw_frame(scene: Scene, share: float, title: str) -> Image.Image:
+    """A frame of the GIF, a given share (0 to 1) of the way through the brain in each plane."""
     panels = []
     for plane in PLANES:
         first, last = scene.slices(plane)
@@ -318,7 +261,15 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
-    """Write an interactive page that needs no network: nilearn's viewer without its link to a remote icon."""
+    """Write an interactive page that needs no network: nilearn's viewer without its link to a remote icon.
+
+    Args:
+        path: of the file, `.html`.
+        scene: what is shown, resampled to VIEWER_MM (mm).
+        title: of the page.
+    Returns:
+        `path`.
+    """
     from nilearn.plotting import view_img  # slow to import
 
     images = [nib.Nifti1Image(part, scene.affine) for part in (scene.values, scene.grey)]

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, from the histories that both stages write: `tensorboard --logdir outputs`."""
+"""TensorBoard's event files, made from the histories that both stages write: `tensorboard --logdir outputs`."""
 
 import shutil
 import tempfile
@@ -11,11 +11,13 @@ from runs.files import written_whole
 
 
 def write_events(folder: str | Path) -> None:
-    """Write each `history.csv` in a folder, and in those below it, as `history.tfevents` beside it.
+    """Write an event file, `history.tfevents`, beside each `history.csv` in a folder and in those below it.
 
     Args:
-        folder: TensorBoard names a run by its path: `cnn`, `tlstm`. A history has a row an epoch, with `epoch` and
-            figures, each a curve.
+        folder: of a stage, such as `cnn`; TensorBoard shows its curves under the folder's name. A history has a row an
+            epoch: `epoch`, and figures, each of which becomes a curve.
+    Raises:
+        WriteError: the disk is full, or the folder read-only.
     """
     for history in sorted(Path(folder).rglob("history.csv")):
         with tempfile.TemporaryDirectory() as temporary:

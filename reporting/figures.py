@@ -1,7 +1,7 @@
-"""The figures of a run, each drawn from tables and numbers alone; `report.py` reads the run and places them.
+"""The figures of a run, each drawn from tables and numbers alone; `page_figures` reads them and writes the captions.
 
-Colours are Okabe and Ito's, which the colour-blind can tell apart; lines differ in dashes too, so that they
-survive a grey print. Nothing here touches matplotlib's global state.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart. Lines differ in dashes too, so that they can
+be told apart in a grey print. Nothing here changes matplotlib's global state.
 """
 
 import math
@@ -18,11 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
+from cohort.splits import PARTS
+from reporting.words import interval, p_value, shorten
 from runs.files import written_whole
+from survival.estimands import read_curves
 
 BLACK, GREY = "#000000", "#767676"
 BLUE, VERMILION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
-MINUS = "\N{MINUS SIGN}"
 WIDTH = 6.9  # inches: the full width of a journal's page
 STYLED = matplotlib.rc_context(
     {
@@ -46,14 +48,24 @@ STYLED = matplotlib.rc_context(
 )
 AHEAD = "years after the prediction"
 LOSS = "loss (nats)"
+ATTENTION_COLUMN = "attention_"  # of a table of predictions, followed by the visit
+FEW_EPOCHS = 30  # up to so many, each epoch has a marker
+NUM_INDIVIDUALS = 4
+PLACES = ("highest risk", "upper third", "lower third", "lowest risk")  # of so many subjects
+PART_COLOURS = dict(zip(PARTS, (BLUE, GREEN, VERMILION), strict=True))
+BOX_WIDTH, BOX_HEIGHT = 0.42, 0.26  # of the cohort's boxes, shares of the panel
 
 
 @STYLED
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write `name.svg` and `name.png` into the folder.
+    """Write a figure as `name.svg` and as `name.png`, 200 pixels an inch.
 
+    Args:
+        figure: drawn with the style of this module.
+        folder: made if need be.
+        name: of the two files.
     Returns:
-        The SVG's path.
+        The path of the SVG.
     """
     for suffix in (".png", ".svg"):
         with written_whole(folder / (name + suffix)) as part:
@@ -67,11 +79,16 @@ def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
     """Losses and validation C-index by epoch, with the epoch whose weights were kept.
 
     Args:
-        cnn: `epoch, loss, val_loss, val_c_index`; kept is the highest C-index, ties by loss. None: not trained.
-        tlstm: `epoch, train_loss, val_loss`, means over the seeds; kept is the lowest `val_loss`. None: not trained.
+        cnn: (epochs, 4) `epoch, loss, val_loss, val_c_index`; the weights of the highest C-index were kept, of several
+            those with the lowest loss. None: stage 1 was not trained.
+        tlstm: (epochs, 3) `epoch, train_loss, val_loss`, means over the seeds; the weights of the lowest `val_loss`
+            were kept. None: stage 2 was not trained.
+    Returns:
+        A row of panels a stage, losses in nats.
     """
-    figure = _figure(2.3 * ((cnn is not None) + (tlstm is not None)))
-    rows = figure.subplots((cnn is not None) + (tlstm is not None), 3, squeeze=False)
+    num_stages = (cnn is not None) + (tlstm is not None)
+    figure = _figure(2.3 * num_stages)
+    rows = figure.subplots(num_stages, 3, squeeze=False)
     if cnn is not None:
         kept = cnn.sort_values(["val_c_index", "val_loss"], ascending=[False, True], kind="stable").iloc[0]
         epoch, best = cnn["epoch"], kept["epoch"]
@@ -88,7 +105,7 @@ def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
 
 
 def _course(axes: Axes, epoch: pd.Series, values: pd.Series, kept: float, colour: str, title: str, label: str) -> None:
-    axes.plot(epoch, values, color=colour, marker="o" if len(epoch) <= 30 else "", markersize=3)
+    axes.plot(epoch, values, color=colour, marker="o" if len(epoch) <= FEW_EPOCHS else "", markersize=3)
     axes.axvline(kept, color=GREY, linestyle="--", linewidth=1)
     axes.plot(kept, values[epoch == kept], "o", color=colour, markersize=7, markeredgecolor="white")
     axes.set(xlabel="epoch", ylabel=label, title=title)
@@ -98,16 +115,18 @@ def _course(axes: Axes, epoch: pd.Series, values: pd.Series, kept: float, colour
 
 # ---- Risk groups -----------------------------------------------------------------------------------------
 @STYLED
-def risk_groups(predicted: pd.DataFrame, found: Mapping[str, Any]) -> Figure:
+def risk_groups(predicted: pd.DataFrame, metrics: Mapping[str, Any]) -> Figure:
     """Kaplan-Meier curves of the two risk groups with 95 % bands and the numbers at risk.
 
     Args:
-        predicted: `time, event, log_hazard`, a row a subject of the test part.
-        found: that part's figures: `risk_groups`, `hazard_ratio`.
+        predicted: `time` (years), `event`, `log_hazard`, a row a subject of the test part.
+        metrics: figures of that part: `risk_groups`, `hazard_ratio`.
+    Returns:
+        The curves over years; below them, the number of subjects at risk.
     """
     figure = _figure(3.7, width=4.9)
     axes, below = figure.subplots(2, 1, height_ratios=[5, 1], sharex=True)
-    high = predicted["log_hazard"] > found["risk_groups"]["cut"]
+    high = predicted["log_hazard"] > metrics["risk_groups"]["cut"]
     end = float(predicted["time"].max())
     ticks = [tick for tick in MaxNLocator(7, integer=True).tick_values(0, end) if 0 <= tick <= end]
     groups = (("low risk", ~high, BLUE, "-"), ("high risk", high, VERMILION, "--"))
@@ -115,22 +134,16 @@ def risk_groups(predicted: pd.DataFrame, found: Mapping[str, Any]) -> Figure:
         members = predicted[group]
         for tick in ticks:
             below.text(tick, -row, str((members["time"] >= tick).sum()), ha="center", va="center", color=colour)
-        if members.empty:
-            continue
-        curve = KaplanMeierFitter().fit(members["time"], members["event"])
-        line, band = curve.survival_function_.iloc[:, 0], curve.confidence_interval_
-        axes.step(line.index, line, where="post", color=colour, linestyle=dashes, label=name)
-        axes.fill_between(band.index, band.iloc[:, 0], band.iloc[:, 1], step="post", color=colour, alpha=0.15, lw=0)
-        censored = members.loc[~members["event"], "time"]
-        axes.plot(censored, curve.predict(censored), "|", color=colour, markersize=5)
+        if not members.empty:
+            _kaplan_meier(axes, members, colour, dashes, name)
     axes.set(xlim=(0, end * 1.02), ylim=(0, 1.03), xticks=ticks, ylabel="share free of the event")
     axes.tick_params(labelbottom=True)
     axes.set_xlabel(AHEAD)
     axes.legend(loc="upper right", bbox_to_anchor=(1, 1.08))
-    told = [f"hazard ratio {interval(found['hazard_ratio'], 1)}"]
-    if found["risk_groups"]["log_rank_p"] is not None:
-        told.append(f"log-rank {p_value(found['risk_groups']['log_rank_p'])}")
-    axes.text(0.03, 0.04, "\n".join(told), transform=axes.transAxes, fontsize=8)
+    lines = [f"hazard ratio {interval(metrics['hazard_ratio'], 1)}"]
+    if metrics["risk_groups"]["log_rank_p"] is not None:
+        lines.append(f"log-rank {p_value(metrics['risk_groups']['log_rank_p'])}")
+    axes.text(0.03, 0.04, "\n".join(lines), transform=axes.transAxes, fontsize=8)
     below.set(ylim=(-1.6, 0.6), title="at risk")
     below.set_yticks([0, -1], [name for name, *_ in groups])
     below.spines[:].set_visible(False)
@@ -138,27 +151,39 @@ def risk_groups(predicted: pd.DataFrame, found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def _kaplan_meier(axes: Axes, members: pd.DataFrame, colour: str, dashes: str, label: str) -> None:
+    """Draw the curve of a group with its 95 % band, and a tick where a subject was last seen."""
+    curve = KaplanMeierFitter().fit(members["time"], members["event"])
+    line, band = curve.survival_function_.iloc[:, 0], curve.confidence_interval_
+    axes.step(line.index, line, where="post", color=colour, linestyle=dashes, label=label)
+    axes.fill_between(band.index, band.iloc[:, 0], band.iloc[:, 1], step="post", color=colour, alpha=0.15, lw=0)
+    censored = members.loc[~members["event"], "time"]
+    axes.plot(censored, curve.predict(censored), "|", color=colour, markersize=5)
+
+
 # ---- Calibration and time --------------------------------------------------------------------------------
 @STYLED
-def calibration(found: Mapping[str, Any]) -> Figure:
+def calibration(metrics: Mapping[str, Any]) -> Figure:
     """Observed against predicted risk at each horizon, in groups of predicted risk.
 
     Args:
-        found: a part's figures: `calibration`.
+        metrics: figures of a part: `calibration`, by horizon (years).
+    Returns:
+        A panel a horizon; both axes are probabilities, 0 to 1.
     """
-    horizons = list(found["calibration"].items())
+    horizons = list(metrics["calibration"].items())
     figure = _figure(2.75, width=min(WIDTH, 0.4 + 2.2 * len(horizons)))
     panels = figure.subplots(1, len(horizons), squeeze=False, sharey=True)[0]
-    for axes, (year, at) in zip(panels, horizons, strict=True):
+    for axes, (year, figures) in zip(panels, horizons, strict=True):
         axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-        for group in at["groups"]:
+        for group in figures["groups"]:
             observed = group["observed"]
             if observed["value"] is None:
                 continue
             x, y = group["predicted"], observed["value"]
             axes.plot([x, x], [observed["low"], observed["high"]], color=BLUE, linewidth=1, clip_on=False)
             axes.plot(x, y, "o", color=BLUE, markersize=5, clip_on=False)
-        lines = [f"{name} {interval(at[name])}" for name in ("slope", "intercept")]
+        lines = [f"{name} {interval(figures[name])}" for name in ("slope", "intercept")]
         axes.text(0.03, 1, "\n".join(lines), transform=axes.transAxes, va="top", fontsize=7)
         axes.set(xlim=(0, 1), ylim=(0, 1.22), title=f"within {float(year):g} years", xlabel="predicted risk")
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
@@ -172,9 +197,11 @@ def over_time(curves: Mapping[str, Any], without_model: Mapping[str, Any], horiz
     """AUC and Brier score by time, with 95 % bands.
 
     Args:
-        curves: of `metrics.over_time`.
-        without_model: the Brier scores of one curve for everyone, the training part's Kaplan-Meier.
+        curves: of `metrics.over_time`: estimates by year.
+        without_model: Brier scores by year of one curve for everyone, the training part's Kaplan-Meier.
         horizons: years to mark.
+    Returns:
+        A panel each, over years after the prediction.
     """
     figure = _figure(2.7)
     left, right = figure.subplots(1, 2)
@@ -194,47 +221,54 @@ def over_time(curves: Mapping[str, Any], without_model: Mapping[str, Any], horiz
 
 
 def _band(axes: Axes, by_year: Mapping[str, Any], colour: str, dashes: str, label: str, *, band: bool = True) -> None:
-    known = {float(year): at for year, at in by_year.items() if at["value"] is not None}
+    """Draw the estimates that have a value, with their 95 % band."""
+    known = {float(year): estimate for year, estimate in by_year.items() if estimate["value"] is not None}
     years = list(known)
-    axes.plot(years, [at["value"] for at in known.values()], dashes, color=colour, label=label)
+    axes.plot(years, [estimate["value"] for estimate in known.values()], dashes, color=colour, label=label)
     if band:
-        low, high = ([at[end] for at in known.values()] for end in ("low", "high"))
+        low, high = ([estimate[end] for estimate in known.values()] for end in ("low", "high"))
         axes.fill_between(years, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 # ---- Subjects --------------------------------------------------------------------------------------------
 @STYLED
 def individuals(predicted: pd.DataFrame, visits: Mapping[str, Sequence[float]]) -> Figure:
-    """Survival curves of four subjects from the highest to the lowest risk; one a landmark where there are several.
+    """Survival curves of four subjects from the highest to the lowest risk, a curve for each landmark of theirs.
 
     Args:
-        predicted: `subject, landmark, time, event, log_hazard, survival_<t>...` of the test part, years.
+        predicted: `subject, landmark, time, event, log_hazard, survival_<year>...` of the test part; times in years.
         visits: of each subject, years from baseline.
+    Returns:
+        A panel a subject, over years from baseline.
     """
     last = predicted.sort_values("landmark").groupby("subject").tail(1).sort_values("log_hazard", ascending=False)
-    shown = last.iloc[np.unique(np.linspace(0, len(last) - 1, 4).round().astype(int))]
-    names = [name for name in predicted.columns if name.startswith("survival_")]
-    ahead = np.array([0.0, *(float(name.removeprefix("survival_")) for name in names)])
+    shown = last.iloc[np.unique(np.linspace(0, len(last) - 1, NUM_INDIVIDUALS).round().astype(int))]
+    ahead = np.array([0.0, *read_curves(shown)[0]])  # (1 + T,) years
     end = float(max((shown["landmark"] + shown["time"]).max(), (shown["landmark"]).max() + ahead[-1]))
     figure = _figure(2.4)
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     for axes, (place, (_, subject)) in zip(panels, enumerate(shown.iterrows()), strict=True):
         rows = predicted[predicted["subject"] == subject["subject"]].sort_values("landmark")
-        for number, (_, row) in enumerate(rows.iterrows(), start=1):
-            line = [1.0, *row[names]]
-            axes.plot(row["landmark"] + ahead, line, color=BLUE, alpha=number / len(rows))
-        if seen := visits.get(subject["subject"]):  # matplotlib cannot lay out an empty line that is not clipped
-            axes.plot(seen, np.full(len(seen), 0.02), "^", color=BLACK, markersize=4, clip_on=False)
-        until = subject["landmark"] + subject["time"]
-        colour, word = (VERMILION, "event") if subject["event"] else (GREY, "last seen")
-        axes.axvline(until, color=colour, linestyle="--" if subject["event"] else ":", linewidth=1.2)
-        side = "right" if until > end / 2 else "left"
-        axes.text(until, 1.05, f" {word} ", color=colour, ha=side, in_layout=False)
-        title = ("highest risk", "upper third", "lower third", "lowest risk")[place] if len(shown) == 4 else ""
+        curves = enumerate(zip(rows["landmark"], read_curves(rows)[1], strict=True), start=1)
+        for number, (landmark, survival) in curves:
+            axes.plot(landmark + ahead, [1.0, *survival], color=BLUE, alpha=number / len(rows))
+        if times := visits.get(subject["subject"]):  # matplotlib cannot lay out an empty line that is not clipped
+            axes.plot(times, np.full(len(times), 0.02), "^", color=BLACK, markersize=4, clip_on=False)
+        _mark_outcome(axes, subject, end)
+        title = PLACES[place] if len(shown) == NUM_INDIVIDUALS else ""
         axes.set(xlim=(0, 1.03 * end), ylim=(0, 1.12), xlabel="years from baseline")
         axes.set_title(f"{shorten(subject['subject'])}\n{title}".strip(), fontsize=8)
     panels[0].set_ylabel("predicted share free\nof the event")
     return figure
+
+
+def _mark_outcome(axes: Axes, subject: pd.Series, end: float) -> None:
+    """A vertical line where the subject's event came, or where it was last seen; `end` is that of the axis, years."""
+    until = subject["landmark"] + subject["time"]
+    colour, word = (VERMILION, "event") if subject["event"] else (GREY, "last seen")
+    axes.axvline(until, color=colour, linestyle="--" if subject["event"] else ":", linewidth=1.2)
+    side = "right" if until > end / 2 else "left"
+    axes.text(until, 1.05, f" {word} ", color=colour, ha=side, in_layout=False)
 
 
 @STYLED
@@ -242,119 +276,101 @@ def attention(predicted: pd.DataFrame, cut: float) -> Figure:
     """Attention weights by visit, counted back from the last, of the two risk groups.
 
     Args:
-        predicted: `log_hazard, attention_<visit>...` of the test part; NaN where there is no visit.
+        predicted: `log_hazard, attention_<visit>...` of the test part, a row a subject; NaN where there is no visit.
         cut: log-hazard above which a subject is of the high-risk group.
+    Returns:
+        Two boxes a visit: shares of the attention, 0 to 1.
     """
-    names = [name for name in predicted.columns if name.startswith("attention_")]
-    weights = predicted[names].to_numpy(float)
-    number = (~np.isnan(weights)).sum(axis=1)  # (N,) visits
+    names = [name for name in predicted.columns if name.startswith(ATTENTION_COLUMN)]
+    weights = predicted[names].to_numpy(float)  # (N, V)
+    num_visits = (~np.isnan(weights)).sum(axis=1)  # (N,)
+    most = weights.shape[1]
+    from_last = [weights[np.arange(len(weights)), np.maximum(num_visits - 1 - step, 0)] for step in range(most)]
     high = (predicted["log_hazard"] > cut).to_numpy()
-    back = [weights[np.arange(len(weights)), np.maximum(number - 1 - step, 0)] for step in range(weights.shape[1])]
-    labels = ["last", *(f"{step} before" for step in range(1, weights.shape[1]))]
-    figure = _figure(2.7, width=min(WIDTH, 2.2 + 0.9 * weights.shape[1]))
+    figure = _figure(2.7, width=min(WIDTH, 2.2 + 0.9 * most))
     axes = figure.subplots()
     for group, colour, offset, label in ((~high, BLUE, -0.18, "low risk"), (high, VERMILION, 0.18, "high risk")):
-        for step, values in enumerate(back):
-            seen = values[group & (number > step)]
-            if not len(seen):
-                continue
-            boxes = axes.boxplot(
-                seen,
-                positions=[-step + offset],
-                widths=0.3,
-                patch_artist=True,
-                medianprops={"color": BLACK},
-                boxprops={"facecolor": colour, "alpha": 0.5, "edgecolor": colour},
-                flierprops={"marker": ".", "markersize": 3, "markeredgecolor": colour},
-            )
-            if step == 0:
-                boxes["boxes"][0].set_label(label)
-    if len(set(number)) == 1:
-        axes.axhline(1 / number[0], color=GREY, linestyle=":", linewidth=1)
-        axes.text(
-            1,
-            1 / number[0],
-            "even",
-            color=GREY,
-            fontsize=8,
-            va="bottom",
-            ha="right",
-            transform=axes.get_yaxis_transform(),
-        )
+        for step, values in enumerate(from_last):
+            members = values[group & (num_visits > step)]
+            if len(members):
+                _box(axes, members, offset - step, colour, label if step == 0 else None)
+    if len(set(num_visits)) == 1:
+        _mark_even_share(axes, 1 / num_visits[0])
     axes.set(xlabel="visit", ylabel="share of the attention", ylim=(0, 1))
-    axes.set_xticks([-step for step in range(len(labels))], labels)
+    labels = ["last", *(f"{step} before" for step in range(1, most))]
+    axes.set_xticks([-step for step in range(most)], labels)
     axes.legend(loc="upper left")
     return figure
+
+
+def _box(axes: Axes, values: np.ndarray, position: float, colour: str, label: str | None) -> None:
+    boxes = axes.boxplot(
+        values,
+        positions=[position],
+        widths=0.3,
+        patch_artist=True,
+        medianprops={"color": BLACK},
+        boxprops={"facecolor": colour, "alpha": 0.5, "edgecolor": colour},
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": colour},
+    )
+    if label is not None:
+        boxes["boxes"][0].set_label(label)
+
+
+def _mark_even_share(axes: Axes, share: float) -> None:
+    """A dotted line at the weight that each visit would have if all had the same."""
+    axes.axhline(share, color=GREY, linestyle=":", linewidth=1)
+    whole_width = axes.get_yaxis_transform()
+    axes.text(1, share, "even", color=GREY, fontsize=8, va="bottom", ha="right", transform=whole_width)
 
 
 # ---- The cohort ------------------------------------------------------------------------------------------
 @STYLED
 def cohort(parts: Mapping[str, pd.DataFrame]) -> Figure:
-    """From all scans to the parts; visits a subject, and follow-up.
+    """From all scans to the parts; the visits a subject, and the follow-up.
 
     Args:
-        parts: train, val and test: `subject, time` (years from baseline), `event`, a row a scan.
+        parts: by part `subject, time` (years from baseline), `event`, a row a scan.
+    Returns:
+        Three panels; the follow-up is in years.
     """
     figure = _figure(2.9)
-    flow, bars, follow = figure.subplots(1, 3, width_ratios=[1.6, 1, 1.2])
+    flow, bars, follow_up = figure.subplots(1, 3, width_ratios=[1.6, 1, 1.2])
     _flow(flow, parts)
     whole = pd.concat(parts.values())
-    per_subject = whole.groupby("subject").agg(
-        visits=("time", "size"), time=("time", "first"), event=("event", "first")
-    )
+    columns = {"visits": ("time", "size"), "time": ("time", "first"), "event": ("event", "first")}
+    per_subject = whole.groupby("subject").agg(**columns)
     counts = per_subject["visits"].value_counts().sort_index()
     bars.bar(counts.index, counts, color=SKY, edgecolor=BLUE, width=0.8)
     bars.set(xlabel="visits of a subject", ylabel="subjects", title="visits")
     bars.set_xlim(counts.index.min() - 1, counts.index.max() + 1)
     bars.xaxis.set_major_locator(MaxNLocator(integer=True))
     edges = np.linspace(0, math.ceil(per_subject["time"].max()), 13)
-    kinds = [per_subject.loc[per_subject["event"], "time"], per_subject.loc[~per_subject["event"], "time"]]
-    shown = follow.hist(kinds, edges, stacked=True, color=[VERMILION, "white"], edgecolor=BLACK, linewidth=0.6)
-    follow.legend(shown[2], ["event", "last seen"])
-    follow.set(xlabel="years from baseline", ylabel="subjects", title="follow-up")
+    times = [per_subject.loc[per_subject["event"], "time"], per_subject.loc[~per_subject["event"], "time"]]
+    shown = follow_up.hist(times, edges, stacked=True, color=[VERMILION, "white"], edgecolor=BLACK, linewidth=0.6)
+    follow_up.legend(shown[2], ["event", "last seen"])
+    follow_up.set(xlabel="years from baseline", ylabel="subjects", title="follow-up")
     return figure
 
 
 def _flow(axes: Axes, parts: Mapping[str, pd.DataFrame]) -> None:
-    """Boxes: everyone, then the parts."""
-
-    def told(table: pd.DataFrame, name: str) -> str:
-        subjects = table.groupby("subject")["event"].first()
-        return f"{name}\n{len(subjects)} subjects\n{int(subjects.sum())} events\n{len(table)} scans"
-
-    def box(x: float, y: float, text: str, colour: str) -> None:
-        axes.add_patch(FancyBboxPatch((x, y), 0.42, 0.26, boxstyle="round,pad=0.02", fc="white", ec=colour, lw=1.2))
-        axes.text(x + 0.21, y + 0.13, text, ha="center", va="center", fontsize=7)
-
-    box(0, 0.37, told(pd.concat(parts.values()), "read"), BLACK)
-    for number, (name, colour) in enumerate((("train", BLUE), ("val", GREEN), ("test", VERMILION))):
+    """Boxes: all subjects, and arrows from them to the parts."""
+    _count_box(axes, 0, 0.37, "read", pd.concat(parts.values()), BLACK)
+    for number, (part, colour) in enumerate(PART_COLOURS.items()):
         y = 0.74 - 0.37 * number
-        box(0.6, y, told(parts[name], {"val": "validation"}.get(name, name)), colour)
+        _count_box(axes, 0.6, y, "validation" if part == "val" else part, parts[part], colour)
         axes.annotate("", (0.58, y + 0.13), (0.44, 0.5), arrowprops={"arrowstyle": "-|>", "color": BLACK, "lw": 0.8})
     axes.set(xlim=(-0.03, 1.05), ylim=(-0.03, 1.03), title="cohort")
     axes.set_axis_off()
 
 
-# ---- Words -----------------------------------------------------------------------------------------------
-def interval(estimate: Mapping[str, Any], digits: int = 2) -> str:
-    """`0.81 (0.74 to 0.88)`; a dash where there is no value."""
-    if estimate["value"] is None:
-        return "infinite" if str(estimate.get("why", "")).startswith("infinite") else "-"
-    low, high = (
-        f"{estimate[end]:.{digits}f}" if estimate[end] is not None else infinite
-        for end, infinite in (("low", "-∞"), ("high", "∞"))
-    )
-    return f"{estimate['value']:.{digits}f} ({low} to {high})".replace("-", MINUS)
-
-
-def p_value(p: float) -> str:
-    """`p = 0.012`, `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def shorten(name: str, most: int = 18) -> str:
-    """A name that fits over a panel; `$` is not to open matplotlib's mathematics."""
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+def _count_box(axes: Axes, x: float, y: float, name: str, table: pd.DataFrame, colour: str) -> None:
+    """A box with the numbers of subjects, events and scans of a table, a row a scan."""
+    event = table.groupby("subject")["event"].first()
+    text = f"{name}\n{len(event)} subjects\n{int(event.sum())} events\n{len(table)} scans"
+    style = "round,pad=0.02"
+    axes.add_patch(FancyBboxPatch((x, y), BOX_WIDTH, BOX_HEIGHT, boxstyle=style, fc="white", ec=colour, lw=1.2))
+    axes.text(x + BOX_WIDTH / 2, y + BOX_HEIGHT / 2, text, ha="center", va="center", fontsize=7)
 
 
 def _figure(height: float, width: float = WIDTH) -> Figure:

@@ -1,4 +1,4 @@
-"""What a run's folder holds, in memory: what `report.py` makes its page from."""
+"""What a run's folder holds, in memory: what the page is made from."""
 
 import re
 from collections import Counter
@@ -10,39 +10,40 @@ import pandas as pd
 from pydantic import BaseModel, TypeAdapter
 from typing_extensions import TypedDict
 
+from cohort.splits import PARTS
+from cohort.tables import ON_DISK, TimeUnit, to_years
 from runs.files import read_json
-from runs.manifest import validated
+from runs.manifest import RECORD, read_record, validated
 
-PARTS = ("train", "val", "test")
-PER_YEAR = {"years": 1.0, "months": 12.0, "days": 365.25}
-LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")
-EXPLAINED = ("metrics.json", "regions.csv")  # either is written after the pictures
-UNREAD = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # all unset: the simulated cohort
-
-
-class Estimate(TypedDict):
-    """A figure over the folds."""
-
-    value: float | None
-    sd: float | None
+LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")  # a line of run.log
+EXPLAINED = ("metrics.json", "regions.csv")  # an explanation's last file is one of these: the pictures are there too
+OWN_TABLES = ("COHORT_CSV", "TRAIN_CSV", "FEATURES")  # settings that name the user's tables; none: simulated
+LOST_SETTINGS: dict[str, Any] = {"TIME_UNIT": "years", "NUM_RESAMPLES": 1000, "SEED": 0}  # where the record has none
 
 
-class Model(TypedDict):
-    """A model's figures."""
+class MeanOfFolds(TypedDict):
+    """A figure over the folds of a cross-validation."""
 
-    c_index: Estimate
-    auc: Estimate
-    ibs: Estimate
+    value: float | None  # the mean
+    sd: float | None  # None: there is one fold
+
+
+class CrossValidated(TypedDict):
+    """A model's figures over the folds."""
+
+    c_index: MeanOfFolds
+    auc: MeanOfFolds
+    ibs: MeanOfFolds
 
 
 class Window(BaseModel, extra="allow"):
-    """Every model's figures at a landmark and window, by its name."""
+    """Every model's figures at a landmark and window, by the model's name."""
 
     difference: dict[str, Any]
-    __pydantic_extra__: dict[str, Model]
+    __pydantic_extra__: dict[str, CrossValidated]
 
 
-CV = TypeAdapter(dict[str, Window])  # what the page shows of `metrics.json` that no run computes anew
+CV = TypeAdapter(dict[str, Window])  # the part of metrics.json that the page shows and no stage of main.py makes anew
 
 
 @dataclass(frozen=True)
@@ -50,91 +51,106 @@ class RunFolder:
     """What a run's folder holds; None or empty where a stage has not been done."""
 
     folder: Path
-    config: dict[str, Any]
-    metrics: dict[str, Any]
+    record: dict[str, Any]  # config.json
+    metrics: dict[str, Any]  # metrics.json
     splits: dict[str, pd.DataFrame]  # by part: subject, scan, visit_time, time (years), event
-    predicted: pd.DataFrame | None  # of stage 2: subject, split, landmark, time, event, log_hazard, ...
-    by_visit: pd.DataFrame | None  # likewise of the test part, a row a visit
-    cnn: pd.DataFrame | None  # histories
-    tlstm: pd.DataFrame | None
-    explained: list[Path]  # folders of explained scans, and of the cohort
-    warnings: list[tuple[str, int]]  # of the log, with how often
+    predicted: pd.DataFrame | None  # of stage 2: subject, split, landmark, time (years), event, log_hazard, ...
+    predicted_by_visit: pd.DataFrame | None  # likewise of the test part, a row a visit
+    cnn_history: pd.DataFrame | None  # of the training of stage 1, a row an epoch
+    tlstm_history: pd.DataFrame | None  # of the training of stage 2, a row an epoch
+    explained: list[Path]  # folders of the explained scans, and of the cohort
+    warnings: list[tuple[str, int]]  # of run.log, each with how often it was logged
 
     @classmethod
     def read(cls, folder: Path) -> "RunFolder":
-        """Read all of it.
+        """Read all that the page shows of a run.
 
+        Args:
+            folder: the run's OUTPUT_DIR.
+        Returns:
+            Its tables in memory's column names and in years, its figures and its record.
         Raises:
-            InputError: the record or the figures were changed by hand into none.
+            InputError: the record or the metrics are no JSON, or were changed by hand into something else.
         """
-        config = read_json(folder / "config.json")
-        unit = PER_YEAR[config.get("settings", {}).get("TIME_UNIT", "years")]
-        splits = {part: _table(folder / "splits" / f"{part}.csv", unit) for part in PARTS}
-        places = ("explain/*", "explained_cohort")
-        explained = {path.parent for at in places for name in EXPLAINED for path in folder.glob(f"{at}/{name}")}
+        read_record(folder)  # it refuses a record that programs can't read; the page shows more than they read
+        record = read_json(folder / RECORD)
+        time_unit = (LOST_SETTINGS | record.get("settings", {}))["TIME_UNIT"]
+        splits = {part: _read_table(folder / "splits" / f"{part}.csv", time_unit) for part in PARTS}
         return cls(
             folder=folder,
-            config=config,
-            metrics=_metrics(folder / "metrics.json"),
+            record=record,
+            metrics=_read_metrics(folder / "metrics.json"),
             splits={part: table for part, table in splits.items() if table is not None},
-            predicted=_table(folder / "tlstm" / "predictions.csv"),
-            by_visit=_table(folder / "tlstm" / "by_visit.csv"),
-            cnn=_table(folder / "cnn" / "history.csv"),
-            tlstm=_table(folder / "tlstm" / "history.csv"),
-            explained=sorted(explained),
-            warnings=_warnings(folder / "run.log"),
+            predicted=_read_table(folder / "tlstm" / "predictions.csv"),
+            predicted_by_visit=_read_table(folder / "tlstm" / "by_visit.csv"),
+            cnn_history=_read_table(folder / "cnn" / "history.csv"),
+            tlstm_history=_read_table(folder / "tlstm" / "history.csv"),
+            explained=_explained_folders(folder),
+            warnings=_count_warnings(folder / "run.log"),
         )
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The run's settings."""
-        return self.config.get("settings", {})
+    def setting(self, name: str) -> Any:
+        """A setting that the page's numbers depend on.
 
-    @property
-    def test(self) -> dict[str, Any] | None:
-        """Stage 2's figures of the test part."""
-        return self.metrics.get("tlstm", {}).get("test")
-
-    def predictions(self, part: str) -> pd.DataFrame:
-        """Stage 2's predictions of a part."""
-        assert self.predicted is not None
-        return self.predicted[self.predicted["split"] == part]
+        Args:
+            name: as in `config.py`, one of LOST_SETTINGS.
+        Returns:
+            What the record holds; the default of `config.py` if the record was lost.
+        """
+        return (LOST_SETTINGS | self.record.get("settings", {}))[name]
 
     @property
     def is_simulated(self) -> bool:
-        """Whether no table was given."""
-        return bool(self.settings) and not any(self.settings.get(name) for name in UNREAD)
+        """Whether the run's cohort was simulated: the record has settings, and none of them names a table."""
+        settings = self.record.get("settings", {})
+        return bool(settings) and not any(settings.get(name) for name in OWN_TABLES)
 
-    def visits(self, part: str) -> dict[str, list[float]]:
-        """Of each subject of a part, the visits in years from baseline."""
+    @property
+    def stage2_test(self) -> dict[str, Any] | None:
+        """Stage 2's figures of the test part, times in years; None if it was not evaluated."""
+        return self.metrics.get("tlstm", {}).get("test")
+
+    def predictions_of(self, part: str) -> pd.DataFrame:
+        """Stage 2's predictions of a part, a row a subject and landmark, times in years."""
+        assert self.predicted is not None
+        return self.predicted[self.predicted["split"] == part]
+
+    def visit_times(self, part: str) -> dict[str, list[float]]:
+        """The visits of each subject of a part, in years from the subject's baseline."""
         if part not in self.splits:
             return {}
         by_subject = self.splits[part].groupby("subject")["visit_time"]
         return {str(subject): times.tolist() for subject, times in by_subject}
 
 
-def _metrics(path: Path) -> dict[str, Any]:
+def _read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     validated(metrics.get("cv", {}), CV, f"{path}: cv: expected a summary by tlstm.py --FOLDS", "Delete it there.")
     return metrics
 
 
-def _table(path: Path, unit: float = 1.0) -> pd.DataFrame | None:
+def _read_table(path: Path, time_unit: TimeUnit = "years") -> pd.DataFrame | None:
     """A CSV in memory's column names and years; None if there is none."""
     if not path.is_file():
         return None
     table = pd.read_csv(path, converters={"subjectid": str, "imageid": str})  # an id `NA` is an id
-    table = table.rename(columns={"subjectid": "subject", "imageid": "scan", "convert_status": "event"})
+    table = table.rename(columns={column: name for name, column in ON_DISK.items()})
     if "event" in table:
         table["event"] = table["event"].astype(bool)
     for name in table.columns.intersection(["visit_time", "time"]):
-        table[name] = table[name] / unit
+        table[name] = to_years(table[name], time_unit)
     return table
 
 
-def _warnings(path: Path) -> list[tuple[str, int]]:
+def _explained_folders(folder: Path) -> list[Path]:
+    """The folders of the explanations that are whole, sorted."""
+    patterns = [f"{place}/{name}" for place in ("explain/*", "explained_cohort") for name in EXPLAINED]
+    return sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
+
+
+def _count_warnings(path: Path) -> list[tuple[str, int]]:
+    """Each warning or error of a log with how often it was logged, the most frequent first."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", errors="replace") as lines:
-        found = Counter(match[1] for match in map(LOGGED.match, lines) if match)
-    return found.most_common()
+        return Counter(match[1] for match in map(LOGGED.match, lines) if match).most_common()

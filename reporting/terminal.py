@@ -1,51 +1,81 @@
-"""TODO: reporting.terminal."""
+"""What a run prints at its end: the figures of every model on the test part, as a table of text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reporting.words import in_words
 from survival.evaluation import MODEL_NAMES
 
-
-def folds_table(found: Mapping[str, Any]) -> str:
-    """The figures of `evaluate` as lines for a terminal."""
-    lines = [closing_table(found["pooled"]), "", f"{'C-index within each fold':<24}  mean (sd)"]
-    for name, figures in found["mean"].items():
-        each = "  ".join(
-            "  -  " if fold[name]["c_index"] is None else f"{fold[name]['c_index']:.3f}" for fold in found["each"]
-        )
-        mean, sd = (figures["c_index"][key] for key in ("value", "sd"))
-        told = "-" if mean is None else f"{mean:.3f} ({'-' if sd is None else f'{sd:.3f}'})"
-        lines.append(f"{name.replace('_', ' '):<24}  {told:<13}  {each}")
-    return "\n".join(lines)
+Metrics = Mapping[str, Any]  # of a run, as in metrics.json
+NAME_WIDTH, MEAN_WIDTH = 24, 13  # characters of the first columns of the folds' table
 
 
-def closing_table(metrics: Mapping[str, Any]) -> str:
-    """The test part's figures of every model, a line each, as text."""
+def closing_table(metrics: Metrics) -> str:
+    """The test part's figures of every model, as the last lines that a run prints.
+
+    Args:
+        metrics: of `evaluation.evaluate_models`; may be empty.
+    Returns:
+        A line a model: C-index with its 95 % interval, AUC at each horizon (years), integrated Brier score, and how
+        far its C-index is from that of the best rival. Then the oracle's C-index, and the number of subjects.
+    """
     models = {MODEL_NAMES[name]: metrics[name]["test"] for name in MODEL_NAMES if name in metrics}
-    models |= {name.replace("_", " "): found["test"] for name, found in metrics.get("baselines", {}).items()}
+    models |= {in_words(name): figures["test"] for name, figures in metrics.get("baselines", {}).items()}
     if not models:
         return "No stage has been evaluated."
     first = next(iter(models.values()))
     years = list(first["auc"])
+    best = next((figures["difference"]["from"] for figures in models.values() if "difference" in figures), "the best")
     heads = ["test part", "C-index", "95 % interval", *(f"AUC {float(year):g} y" for year in years), "IBS"]
-    best = next((found["difference"]["from"] for found in models.values() if "difference" in found), "the best")
-    rows = [[*heads, f"C less {best.replace('_', ' ')}"]]
-    for name, found in models.items():
-        figures = [found["c_index"], *(found["auc"][year] for year in years), found["ibs"]]
-        c_index, *others = [_told(figure["value"]) for figure in figures]
-        gain = found["difference"]["c_index"] if "difference" in found else None
-        difference = f"{_told(gain['value'], '+')} ({_interval(gain, '+')})" if gain else ""
-        rows.append([name, c_index, _interval(found["c_index"]), *others, difference])
-    for name, estimate in metrics.get("oracle", {}).items():
-        rows.append([f"oracle, {name.replace('_', ' ')}", _told(estimate["value"]), _interval(estimate)])
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{first['n']} test subjects, {first['events']} of them with an event."])
+    rows = [[*heads, f"C less {in_words(best)}"]]
+    rows += [_model_row(name, figures, years) for name, figures in models.items()]
+    rows += [
+        [f"oracle, {in_words(name)}", _value(estimate), _limits(estimate)]
+        for name, estimate in metrics.get("oracle", {}).items()
+    ]
+    return "\n".join([*_align(rows), f"{first['n']} test subjects, {first['events']} of them with an event."])
 
 
-def _told(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.3f}"
+def folds_table(folds: Mapping[str, Any]) -> str:
+    """The figures of a cross-validated pipeline, as the last lines that it prints.
+
+    Args:
+        folds: of `pooling.evaluate_folds`.
+    Returns:
+        `closing_table` of all held-out subjects; then a line a model with its C-index within each fold, their mean
+        and standard deviation.
+    """
+    lines = [closing_table(folds["pooled"]), "", f"{'C-index within each fold':<{NAME_WIDTH}}  mean (sd)"]
+    for name, figures in folds["mean"].items():
+        each_fold = "  ".join(_fold_value(fold[name]["c_index"]) for fold in folds["each"])
+        mean, sd = figures["c_index"]["value"], figures["c_index"]["sd"]
+        mean_and_sd = "-" if mean is None else f"{mean:.3f} ({'-' if sd is None else f'{sd:.3f}'})"
+        lines.append(f"{in_words(name):<{NAME_WIDTH}}  {mean_and_sd:<{MEAN_WIDTH}}  {each_fold}")
+    return "\n".join(lines)
 
 
-def _interval(estimate: Mapping[str, Any], sign: str = "") -> str:
+def _model_row(name: str, figures: Mapping[str, Any], years: Sequence[str]) -> list[str]:
+    c_index, difference = figures["c_index"], ""
+    if "difference" in figures:
+        gain = figures["difference"]["c_index"]
+        difference = f"{_value(gain, '+')} ({_limits(gain, '+')})"
+    others = [_value(estimate) for estimate in (*(figures["auc"][year] for year in years), figures["ibs"])]
+    return [name, _value(c_index), _limits(c_index), *others, difference]
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines, each column as wide as its widest cell; a row may be shorter than the first one."""
+    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+
+
+def _value(estimate: Mapping[str, Any], sign: str = "") -> str:
+    return "-" if estimate["value"] is None else f"{estimate['value']:{sign}.3f}"
+
+
+def _limits(estimate: Mapping[str, Any], sign: str = "") -> str:
     return "-" if estimate["low"] is None else f"{estimate['low']:{sign}.3f} to {estimate['high']:{sign}.3f}"
+
+
+def _fold_value(value: float | None) -> str:
+    return "  -  " if value is None else f"{value:.3f}"

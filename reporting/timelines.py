@@ -1,6 +1,6 @@
-"""A history explained, on disk: region by visit, visits, groups of inputs; as tables and as one picture."""
+"""The explanation of a subject's history on disk: by region and visit, by visit, by group of inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,57 +9,62 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from attribution.histories import UNATTRIBUTED
+from attribution.histories import UNATTRIBUTED, HistoryExplanation
 from reporting.figures import BLUE, GREY, STYLED, VERMILION
 from runs.files import written_whole
 
 NUM_ROWS = 12  # regions drawn, by their largest effects on the log-hazard
 OTHERS = "all other regions"
-TABLES = {"regions": "region_by_visit.csv", "visits": "visits.csv", "groups": "groups.csv"}
 
 
-def save_history(folder: str | Path, found: Mapping[str, Any], *, title: str) -> list[Path]:
-    """Write what `histories.explain_history` returns into `explain/<imageid>/`.
+def save_history(folder: str | Path, history: HistoryExplanation, *, title: str) -> list[Path]:
+    """Write the explanation of a history into `explain/<imageid>/`.
 
+    Args:
+        folder: made if need be.
+        history: of `histories.explain_history`; effects on the log-hazard, and on the risk, 0 to 1, by horizon.
+        title: of the picture, such as the scan's id and why it was chosen.
     Returns:
-        `region_by_visit.csv`, `visits.csv`, `groups.csv`, `region_by_visit.png`.
+        The files `region_by_visit.csv`, `visits.csv`, `groups.csv`, `region_by_visit.png`.
     """
+    folder = Path(folder)
+    tables = {
+        "region_by_visit.csv": history["regions"],
+        "visits.csv": history["visits"],
+        "groups.csv": history["groups"],
+    }
     written = []
-    for name, file in TABLES.items():
-        written.append(Path(folder) / file)
+    for name, table in tables.items():
+        written.append(folder / name)
         with written_whole(written[-1]) as part:
-            found[name].to_csv(part, index=False)
-    written.append(Path(folder) / "region_by_visit.png")
+            table.to_csv(part, index=False)
+    written.append(folder / "region_by_visit.png")
     with written_whole(written[-1]) as part:
-        draw(found, title).savefig(part, dpi=130)
+        draw_history(history, title).savefig(part, dpi=130)
     return written
 
 
 @STYLED
-def draw(found: Mapping[str, Any], title: str) -> Figure:
-    """Region by visit for the log-hazard and each horizon's risk; below, visits, groups and attention."""
-    table, metrics = found["regions"], found["metrics"]
-    outcomes = [name for name in table if name == "log_hazard" or str(name).startswith("risk_")]
-    num_visits = table["visit"].max()
-    figure = Figure((4 + len(outcomes) * max(1.6, 0.5 * num_visits), 6.6), layout="constrained")
+def draw_history(history: HistoryExplanation, title: str) -> Figure:
+    """Region by visit for the log-hazard and each horizon's risk; below them visits, groups of inputs and attention.
+
+    Args:
+        history: of `histories.explain_history`; effects on the log-hazard, and on the risk, 0 to 1, by horizon.
+        title: begins the heading.
+    """
+    table, visits, groups = history["regions"], history["visits"], history["groups"]
+    outcomes = [str(name) for name in table if name == "log_hazard" or str(name).startswith("risk_")]
+    figure = Figure((4 + len(outcomes) * max(1.6, 0.5 * table["visit"].max()), 6.6), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[5, 2])
     above, below = halves
     panels = above.subplots(1, len(outcomes), sharey=True, squeeze=False)[0]
     for axes, outcome in zip(panels, outcomes, strict=True):
-        _heatmap(axes, largest(table, str(outcome)), found["visits"]["visit_time"], str(outcome))
-    share = metrics["unattributed"]
-    missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
-    above.suptitle(
-        f"{title}: what each region at each visit adds; red raises, blue lowers\n"
-        f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "
-        f"{metrics['background_log_hazard']:.2f}; {missed}",
-        fontsize=9,
-    )
+        _heatmap(axes, largest(table, outcome), visits["visit_time"], outcome)
+    above.suptitle(_heading(history, title), fontsize=9)
     left, middle, right = below.subplots(1, 3)
-    visits, groups = found["visits"], found["groups"]
     ticks = [f"visit {visit}" for visit in visits["visit"]]
     _bars(left, ticks, visits["shapley"], "visits (Shapley)")
-    _bars(middle, groups["group"], groups["shapley"], "inputs (Shapley)")
+    _bars(middle, list(groups["group"]), groups["shapley"], "inputs (Shapley)")
     right.barh(ticks, visits["attention"].fillna(0), color=GREY)
     right.set(title="attention (a weight, not an effect)", xlabel="share of the pooled state", xlim=(0, 1))
     right.invert_yaxis()
@@ -67,7 +72,15 @@ def draw(found: Mapping[str, Any], title: str) -> Figure:
 
 
 def largest(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    """(NUM_ROWS + 2, V): the regions of the largest effects on the log-hazard, all others together, unattributed."""
+    """The effects of the most important regions by visit, of all others together, and the unattributed ones.
+
+    Args:
+        table: `region, visit, log_hazard` and the outcome, a row a region and visit.
+        outcome: `log_hazard` or `risk_<years>`.
+    Returns:
+        (NUM_ROWS + 2, V), fewer rows if there are fewer regions; the regions of the largest effects on the log-hazard,
+        whatever the outcome, so that the panels have the same rows.
+    """
     wide = table.pivot_table(index="region", columns="visit", values=outcome, aggfunc="sum")
     size = table.assign(size=table["log_hazard"].abs()).groupby("region")["size"].sum().drop(UNATTRIBUTED)
     chosen = size.sort_values(ascending=False, kind="stable").index[:NUM_ROWS]
@@ -77,15 +90,27 @@ def largest(table: pd.DataFrame, outcome: str) -> pd.DataFrame:
     return rows
 
 
+def _heading(history: HistoryExplanation, title: str) -> str:
+    metrics = history["metrics"]
+    share = metrics["unattributed"]
+    missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
+    return (
+        f"{title}: what each region at each visit adds; red raises, blue lowers\n"
+        f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "
+        f"{metrics['background_log_hazard']:.2f}; {missed}"
+    )
+
+
 def _heatmap(axes: Axes, rows: pd.DataFrame, years: pd.Series, outcome: str) -> None:
+    """Draw the effects (R, V) as colours with their numbers; `years` are those of the visits, from baseline."""
     scale, digits = (1, 2) if outcome == "log_hazard" else (100, 1)
     values = scale * rows.to_numpy()
     limit = np.abs(values).max() or 1.0
     axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 * limit else "black"
-        told = f"{round(value, digits) + 0.0:+.{digits}f}"  # no -0.0
-        axes.text(column, row, told, ha="center", va="center", fontsize=6, color=colour)
+        text = f"{round(value, digits) + 0.0:+.{digits}f}"  # no -0.0
+        axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
     name = "log-hazard" if scale == 1 else f"risk within {float(outcome.removeprefix('risk_')):g} years"
     axes.set(title=f"{name}\n({'nats' if scale == 1 else 'percentage points'})", xlabel="visit, years from baseline")
     axes.set_xticks(range(len(years)), [f"{visit + 1}\n{year:.1f}" for visit, year in enumerate(years)])
@@ -95,8 +120,8 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, years: pd.Series, outcome: str) -> 
     axes.tick_params(length=0)
 
 
-def _bars(axes: Axes, names: Any, values: pd.Series, title: str) -> None:
-    axes.barh(list(names), values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
+def _bars(axes: Axes, names: Sequence[str], values: pd.Series, title: str) -> None:
+    axes.barh(names, values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(title=title, xlabel="log-hazard")
     axes.invert_yaxis()

@@ -14,7 +14,7 @@ import explain
 from attribution.evidence import localisation, smooth
 from attribution.gradients import stage_gradient
 from attribution.regions import Regions
-from model import STAGES, build_model
+from model import RESNET_STAGES, build_model
 from runs.errors import InputError
 
 # matplotlib deprecates what shap calls when it is imported
@@ -170,7 +170,7 @@ def test_completeness_error_of_no_gap(network, scans):
 def pooling_model(weight: float):
     """f(x) = weight * mean(x), through four stages that only average."""
     x = volume = keras.Input((64, 64, 64, 1))
-    for stage, pool in zip(STAGES, (4, 2, 2, 2), strict=True):
+    for stage, pool in zip(RESNET_STAGES, (4, 2, 2, 2), strict=True):
         x = keras.layers.AveragePooling3D(pool)(x)
         x = keras.layers.Activation("linear", name=stage)(x)
     dense = keras.layers.Dense(1, use_bias=False)

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from model import STAGES, build_model, feature_model
+from model import RESNET_STAGES, build_model, feature_model
 from runs.errors import InputError
 from training.weights import load_weights, save_weights
 
@@ -22,7 +22,7 @@ def test_the_published_parameter_count():
 def test_layers_have_the_same_names_however_often_it_is_built(model):
     again = build_model((24, 16, 20), width=4)
     assert [layer.name for layer in again.layers] == [layer.name for layer in model.layers]
-    for name in ("stem", *STAGES, "stage1_block1_conv1", "stage4_block2_conv2", "features", "log_hazard"):
+    for name in ("stem", *RESNET_STAGES, "stage1_block1_conv1", "stage4_block2_conv2", "features", "log_hazard"):
         assert model.get_layer(name).name == name
 
 

@@ -89,5 +89,5 @@ def load_weights(model: keras.Model, path: str | Path) -> None:
 
 
 def _uncompiled(model: keras.Model) -> keras.Model:
-    """A model of the same layers that has no optimiser."""
-    return keras.Model(model.input, model.output)
+    """A model of the same layers and name that has no optimiser; the name stands in a file of weights."""
+    return keras.Model(model.input, model.output, name=model.name)

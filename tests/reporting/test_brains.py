@@ -7,48 +7,34 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from brain_maps import AFFINE, SHAPE, bump, ellipsoid, millimetres
 from nilearn.image import resample_to_img
 from PIL.GifImagePlugin import GifImageFile
 
+from cohort.grid import Grid
 from reporting import brains
+from reporting.scene import make_scene
 
-SHAPE = (24, 28, 20)
-AFFINE = np.array([[4.0, 0, 0, -46], [0, 4, 0, -60], [0, 0, 4, -30], [0, 0, 0, 1]])
+GRID = Grid(SHAPE, AFFINE)
 # The same box: as it is; finer and stored from right to left and front to back; axes in another order; turned.
 NATIVE = {
-    "same": (SHAPE, AFFINE),
-    "LPS": ((48, 56, 40), np.array([[-2.0, 0, 0, 47], [0, -2, 0, 49], [0, 0, 2, -31], [0, 0, 0, 1]])),
-    "SAR": ((40, 42, 36), np.array([[0.0, 0, 8 / 3, -46.7], [0, 8 / 3, 0, -60.7], [2.0, 0, 0, -31], [0, 0, 0, 1]])),
-    "oblique": (
+    "same": GRID,
+    "LPS": Grid((48, 56, 40), np.array([[-2.0, 0, 0, 47], [0, -2, 0, 49], [0, 0, 2, -31], [0, 0, 0, 1]])),
+    "SAR": Grid((40, 42, 36), np.array([[0.0, 0, 8 / 3, -46.7], [0, 8 / 3, 0, -60.7], [2.0, 0, 0, -31], [0, 0, 0, 1]])),
+    "oblique": Grid(
         (60, 60, 60),
         np.array([[1.97, -0.35, 0, -48], [0.35, 1.97, 0, -72], [0, 0, 2, -52], [0, 0, 0, 1]]),
     ),
 }
 
 
-def millimetres(shape, affine):
-    return nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
-
-
-def bump(centre, width=9.0, shape=SHAPE, affine=AFFINE):
-    """A Gaussian in millimetres."""
-    return np.exp(-0.5 * ((millimetres(shape, affine) - centre) ** 2).sum(axis=-1) / width**2).astype(np.float32)
-
-
 @pytest.fixture
 def volume(rng):
-    """An ellipsoid of noise, 0 outside."""
-    inside = (((millimetres(SHAPE, AFFINE) - [0, -6, 8]) / [38, 46, 32]) ** 2).sum(axis=-1) < 1
-    return np.where(inside, rng.normal(size=SHAPE), 0).astype(np.float32)
+    return ellipsoid(rng)
 
 
 def scene_of(volume, values):
-    return brains.make_scene(volume, values, AFFINE, unit="log-hazard per voxel")
-
-
-def redness(picture):
-    """(height, width): above 0 red, below 0 blue, 0 grey."""
-    return picture[..., 0].astype(int) - picture[..., 2]
+    return make_scene(volume, values, AFFINE, unit="log-hazard per voxel")
 
 
 # ---- NIfTI ---------------------------------------------------------------------------------------------------
@@ -56,91 +42,51 @@ def redness(picture):
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_a_map_lies_where_it_lay_to_a_tenth_of_a_voxel(tmp_path, name):
-    shape, affine = NATIVE[name]
+    native = NATIVE[name]
     centre = np.array([-14.0, 10.0, 2.0])
-    path = brains.write_nifti(tmp_path / "map.nii.gz", -bump(centre), AFFINE, shape=shape, affine_native=affine)
+    path = brains.write_nifti(tmp_path / "map.nii.gz", -bump(centre), AFFINE, native=native)
     image = nib.Nifti1Image.from_filename(path)
-    assert image.shape == shape and image.get_data_dtype() == np.float32
-    np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    assert image.shape == native.shape and image.get_data_dtype() == np.float32
+    np.testing.assert_allclose(image.affine, native.affine, atol=1e-5)
     mass = -np.asarray(image.dataobj)
     assert mass.max() > 0.9  # signs are kept
-    found = np.average(millimetres(shape, image.affine).reshape(-1, 3), axis=0, weights=mass.ravel())
-    voxel = np.linalg.norm(affine[:3, :3], axis=0).min()
-    assert np.abs(found - centre).max() < 0.1 * voxel
+    centre_of_mass = np.average(millimetres(native.shape, image.affine).reshape(-1, 3), axis=0, weights=mass.ravel())
+    assert np.abs(centre_of_mass - centre).max() < 0.1 * min(native.voxel_mm)
 
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_resampled_as_nilearn_does(tmp_path, rng, name):
-    shape, affine = NATIVE[name]
+    native = NATIVE[name]
     values = rng.normal(size=SHAPE).astype(np.float32)
-    found = nib.Nifti1Image.from_filename(
-        brains.write_nifti(tmp_path / "m.nii.gz", values, AFFINE, shape=shape, affine_native=affine)
-    )
-    target = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
-    wanted = resample_to_img(
+    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, native=native)
+    written = nib.Nifti1Image.from_filename(path).get_fdata()
+    target = nib.Nifti1Image(np.zeros(native.shape, np.float32), native.affine)
+    expected = resample_to_img(
         nib.Nifti1Image(values, AFFINE), target, interpolation="linear", force_resample=True, copy_header=True
     )
-    at = nib.affines.apply_affine(np.linalg.inv(AFFINE), millimetres(shape, affine))
-    within = ((at > 0.01) & (at < np.array(SHAPE) - 1.01)).all(axis=-1)  # nilearn gives 0 beyond the outermost centres
+    voxel = nib.affines.apply_affine(np.linalg.inv(AFFINE), millimetres(native.shape, native.affine))
+    within = ((voxel > 0.01) & (voxel < np.array(SHAPE) - 1.01)).all(axis=-1)  # nilearn gives 0 beyond outer centres
     assert within.sum() > 1000
-    np.testing.assert_allclose(found.get_fdata()[within], wanted.get_fdata()[within], atol=1e-4)
+    np.testing.assert_allclose(written[within], expected.get_fdata()[within], atol=1e-4)
 
 
 def test_a_map_is_a_density(tmp_path):
     """On voxels of an eighth the volume the sum is eight times as large; the docstring says how to get it back."""
-    shape, affine = NATIVE["LPS"]
+    native = NATIVE["LPS"]
     values = bump([0, 0, 5])
-    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, shape=shape, affine_native=affine)
-    ratio = abs(np.linalg.det(affine[:3, :3]) / np.linalg.det(AFFINE[:3, :3]))
+    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, native=native)
+    ratio = abs(np.linalg.det(native.affine[:3, :3]) / np.linalg.det(AFFINE[:3, :3]))
     assert ratio == pytest.approx(1 / 8)
     assert nib.Nifti1Image.from_filename(path).get_fdata().sum() * ratio == pytest.approx(values.sum(), rel=5e-3)
 
 
 def test_the_scans_own_grid_keeps_every_value(tmp_path, rng):
     values = rng.normal(size=SHAPE).astype(np.float32)
-    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, shape=SHAPE, affine_native=AFFINE)
+    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, native=GRID)
     np.testing.assert_allclose(nib.Nifti1Image.from_filename(path).get_fdata(), values, atol=1e-6)
 
 
 # ---- Slices ------------------------------------------------------------------------------------------------------
-
-
-def test_colours_end_at_the_percentile_of_the_brain(volume, rng):
-    values = rng.normal(size=SHAPE).astype(np.float32)
-    wanted = np.percentile(np.abs(values[volume != 0]), 99.5)
-    values[volume == 0] = 1e6  # outside the brain it doesn't count
-    assert scene_of(volume, values).limit == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize("plane", brains.PLANES)
-def test_zero_is_transparent_and_the_outline_stays(volume, plane):
-    first, last = scene_of(volume, np.zeros(SHAPE)).slices(plane)
-    for index in np.linspace(first + 2, last - 2, 4).astype(int):
-        picture = brains.draw_slice(scene_of(volume, np.zeros(SHAPE)), plane, index)
-        assert not redness(picture).any() and not picture[0, 0].any()  # black outside the brain
-        outline = (picture == brains.OUTLINE).all(axis=-1).sum()
-        assert outline > 30
-        covered = brains.draw_slice(scene_of(volume, np.ones(SHAPE)), plane, index)
-        assert (covered == brains.OUTLINE).all(axis=-1).sum() > 0.95 * outline  # grey may be as bright by chance
-
-
-@pytest.mark.parametrize("plane", ["axial", "coronal"])
-@pytest.mark.parametrize("side", [-1, 1])
-def test_left_is_left_and_red_raises(volume, plane, side):
-    values = bump([side * 16, -6, 6], 5.0)
-    index = {"axial": 9, "coronal": 13}[plane]  # z = 6 mm, y = -8 mm
-    colour = redness(brains.draw_slice(scene_of(volume, values), plane, index))
-    middle = colour.shape[1] // 2
-    halves = [colour[:, :middle].max(), colour[:, middle:].max()]  # left of the page, right of the page
-    assert halves[0 if side < 0 else 1] > 100 and halves[1 if side < 0 else 0] < 30
-    lowered = redness(brains.draw_slice(scene_of(volume, -values), plane, index))
-    assert lowered.min() < -100 and lowered.max() <= 5
-
-
-def test_front_is_right_and_up_is_up_on_sagittal_slices(volume):
-    colour = redness(brains.draw_slice(scene_of(volume, bump([2, 20, 24], 5.0)), "sagittal", 12))
-    row, column = np.unravel_index(colour.argmax(), colour.shape)
-    assert row < colour.shape[0] / 2 and column > colour.shape[1] / 2
 
 
 def test_places_in_millimetres(volume):
@@ -169,10 +115,7 @@ def written(tmp_path, volume):
         "regions": pd.DataFrame({"label": [1], "region": ["left"], "attribution": [0.25]}),
         "metrics": {"shap": {"completeness_error": 0.01}},
     }
-    shape, affine = NATIVE["LPS"]
-    files = brains.save_explanation(
-        tmp_path / "S1_v3", explanation, affine=AFFINE, shape_native=shape, affine_native=affine, title="S1_v3"
-    )
+    files = brains.save_explanation(tmp_path / "S1_v3", explanation, grid=GRID, native=NATIVE["LPS"], title="S1_v3")
     return explanation, files
 
 
@@ -242,7 +185,7 @@ def test_the_cohorts_maps_and_table(tmp_path, volume):
         "num_subjects": 2,
         "tables": {"a": rows, "b": rows},
     }
-    files = brains.save_cohort(tmp_path / "cohort", cohort, affine=AFFINE, event={"a": True, "b": False})
+    files = brains.save_cohort(tmp_path / "cohort", cohort, grid=GRID, event={"a": True, "b": False})
     wanted = {"mean.nii.gz", "mean.png", "consistency.nii.gz", "consistency.png", "regions.csv"}
     assert {path.name for path in files} == {path.name for path in (tmp_path / "cohort").iterdir()} == wanted
     np.testing.assert_allclose(nib.Nifti1Image.from_filename(files[0]).get_fdata(), cohort["mean"], atol=1e-6)

@@ -11,9 +11,9 @@ def runs_of(folder):
     return {
         run: {
             tag: {event.step: make_ndarray(event.tensor_proto).item() for event in read.Tensors(run, tag)}
-            for tag in found["tensors"]
+            for tag in content["tensors"]
         }
-        for run, found in read.Runs().items()
+        for run, content in read.Runs().items()
     }
 
 

@@ -31,7 +31,8 @@ def estimate(value, low=None, high=None, **more):
     return {"value": value, "low": low, "high": high, **more}
 
 
-def found(cut=0.0, ratio=None, p=0.012):
+def metrics_of(cut=0.0, ratio=None, p=0.012):
+    """The figures of a part that are drawn."""
     return {
         "risk_groups": {"cut": cut, "log_rank_p": p},
         "hazard_ratio": ratio or estimate(2.5, 1.2, 5.0),
@@ -57,8 +58,8 @@ def every_figure():
     curve = {"auc": {"1.0": estimate(0.7, 0.6, 0.8)}, "brier": {"1.0": estimate(0.1, 0.05, 0.2)}}
     return {
         "training": figures.training(cnn_history(), tlstm_history()),
-        "risk_groups": figures.risk_groups(predictions(), found()),
-        "calibration": figures.calibration(found()),
+        "risk_groups": figures.risk_groups(predictions(), metrics_of()),
+        "calibration": figures.calibration(metrics_of()),
         "over_time": figures.over_time(curve, curve["brier"], [1.0]),
         "individuals": figures.individuals(predictions(), {}),
         "attention": figures.attention(predictions(), 0.0),
@@ -86,7 +87,7 @@ def tlstm_history():
 def test_every_axis_has_a_label_and_the_files_are_written(name, tmp_path):
     figure = every_figure()[name]
     plots = [axes for axes in figure.axes if axes.axison and (axes.lines or axes.patches)]
-    one_scale = name in ("calibration", "individuals")  # told by the first panel
+    one_scale = name in ("calibration", "individuals")  # the first panel alone has the label
     assert plots and all(axes.get_xlabel() for axes in plots)
     assert all(axes.get_ylabel() for axes in (plots[:1] if one_scale else plots))
     path = figures.save(figure, tmp_path, name)
@@ -96,12 +97,14 @@ def test_every_axis_has_a_label_and_the_files_are_written(name, tmp_path):
 
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
-    one, two = (figures.save(figures.calibration(found()), tmp_path / name, "a").read_bytes() for name in "ab")
-    assert one == two
+    first, again = (figures.save(figures.calibration(metrics_of()), tmp_path / name, "a").read_bytes() for name in "ab")
+    assert first == again
 
 
 def test_the_groups_differ_without_colour_too():
-    lines = [line for line in figures.risk_groups(predictions(), found()).axes[0].lines if line.get_label()[0] != "_"]
+    lines = [
+        line for line in figures.risk_groups(predictions(), metrics_of()).axes[0].lines if line.get_label()[0] != "_"
+    ]
     assert len({line.get_linestyle() for line in lines}) == 2
 
 
@@ -123,7 +126,7 @@ def test_training_of_one_stage_alone(one_scan):
 
 def test_risk_groups_are_kaplan_meier_with_the_numbers_at_risk():
     table = predictions()
-    axes, below = figures.risk_groups(table, found(cut=0.3)).axes
+    axes, below = figures.risk_groups(table, metrics_of(cut=0.3)).axes
     low = table[table["log_hazard"] <= 0.3]
     curve = KaplanMeierFitter().fit(low["time"], low["event"]).survival_function_.iloc[:, 0]
     drawn = axes.lines[0]
@@ -136,13 +139,13 @@ def test_risk_groups_are_kaplan_meier_with_the_numbers_at_risk():
 
 
 def test_an_empty_risk_group_is_no_curve():
-    axes, _ = figures.risk_groups(predictions(), found(cut=9, ratio=estimate(None, why="empty"), p=None)).axes
+    axes, _ = figures.risk_groups(predictions(), metrics_of(cut=9, ratio=estimate(None, why="empty"), p=None)).axes
     assert [line.get_label() for line in axes.lines if line.get_label()[0] != "_"] == ["low risk"]
     assert texts(axes) == ["hazard ratio -"]
 
 
 def test_calibration_shows_the_groups_that_have_a_value():
-    axes = figures.calibration(found()).axes[0]
+    axes = figures.calibration(metrics_of()).axes[0]
     points = [line for line in axes.lines if line.get_marker() == "o"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(0.1, 0.2)]
     assert texts(axes) == ["slope 0.80 (0.40 to 1.30)\nintercept −0.10 (−0.60 to 0.40)"]  # noqa: RUF001
@@ -195,34 +198,14 @@ def test_the_cohort_is_counted():
         "test": pd.DataFrame({"subject": ["d", "d"], "time": [5.0, 5], "event": [True, True]}),
     }
     flow, visits, _ = figures.cohort(parts).axes
-    told = [text for text in texts(flow) if text]
-    assert told[0] == "read\n4 subjects\n2 events\n6 scans"
-    assert told[1:] == [
+    boxes = [text for text in texts(flow) if text]
+    assert boxes[0] == "read\n4 subjects\n2 events\n6 scans"
+    assert boxes[1:] == [
         "train\n2 subjects\n1 events\n3 scans",
         "validation\n1 subjects\n0 events\n1 scans",
         "test\n1 subjects\n1 events\n2 scans",
     ]
     assert [bar.get_height() for bar in visits.patches] == [2, 2]
-
-
-# ---- Words
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (estimate(0.8123, 0.7, 0.9), "0.81 (0.70 to 0.90)"),
-        (estimate(None, why="nobody"), "-"),
-        (estimate(None, why="infinite: no event"), "infinite"),
-        (estimate(3.0, 1.0, None), "3.00 (1.00 to ∞)"),
-        (estimate(-1.0, None, 2.0), "−1.00 (−∞ to 2.00)"),  # noqa: RUF001
-    ],
-)
-def test_interval(given, told):
-    assert figures.interval(given) == told
-
-
-def test_p_value_and_names():
-    assert figures.p_value(0.0123) == "p = 0.012" and figures.p_value(1e-9) == "p < 0.001"
-    assert figures.shorten("x" * 30) == "x" * 17 + "…" and figures.shorten("a$b") == r"a\$b"
 
 
 def test_a_subject_named_like_mathematics(tmp_path):

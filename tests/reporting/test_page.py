@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sample_run import write_run
 
-from reporting import page as report
+from reporting import page as reporting_page
 from reporting.run_folder import RunFolder
 from runs.files import ROOT
 
@@ -49,8 +49,8 @@ class Page(HTMLParser):
 
     def row(self, begins):
         """The cells of the first row whose first cell is so, without surplus blanks."""
-        found = next(row for row in self.rows if row and row[0].strip() == begins)
-        return [" ".join(cell.split()) for cell in found]
+        first = next(row for row in self.rows if row and row[0].strip() == begins)
+        return [" ".join(cell.split()) for cell in first]
 
     @property
     def words(self):
@@ -68,7 +68,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(whole):
     """Its page."""
-    return report.write_report(whole)
+    return reporting_page.write_report(whole)
 
 
 @pytest.fixture
@@ -79,13 +79,13 @@ def run(whole, tmp_path):
 
 def page_of(folder):
     """The page, parsed; without its figures, which take seconds."""
-    return Page(report.render(RunFolder.read(folder), [], report.Inlined(report.MOST_BYTES)))
+    return Page(reporting_page.render(RunFolder.read(folder), [], reporting_page.Inlined(reporting_page.MOST_BYTES)))
 
 
 def change(path, edit):
-    found = json.loads(path.read_text())
-    edit(found)
-    path.write_text(json.dumps(found))
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
 
 
 # ---- One file, offline
@@ -114,19 +114,19 @@ def test_every_figure_is_on_the_page_and_on_disk(written):
 
 
 def test_it_is_the_same_page_again(written):
-    one = written.read_bytes()
-    assert report.write_report(written.parent).read_bytes() == one
+    first = written.read_bytes()
+    assert reporting_page.write_report(written.parent).read_bytes() == first
 
 
 # ---- Numbers
 def test_the_numbers_are_those_of_metrics_json(whole):
-    page, found = page_of(whole), json.loads((whole / "metrics.json").read_text())["tlstm"]["test"]
+    page, figures = page_of(whole), json.loads((whole / "metrics.json").read_text())["tlstm"]["test"]
     cells = page.row("history (T-LSTM)")
-    c = found["c_index"]
+    c = figures["c_index"]
     assert cells[1] == f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})"
-    assert cells[4].startswith(f"{found['auc']['3.0']['value']:.3f} ")
-    assert cells[6].startswith(f"{found['ibs']['value']:.3f} ")
-    assert f"{found['n']} test subjects, {found['events']} events" in page.words
+    assert cells[4].startswith(f"{figures['auc']['3.0']['value']:.3f} ")
+    assert cells[6].startswith(f"{figures['ibs']['value']:.3f} ")
+    assert f"{figures['n']} test subjects, {figures['events']} events" in page.words
     assert page.row("oracle: longitudinal")[1]
 
 
@@ -157,7 +157,7 @@ def test_a_baseline_that_wins_is_shown_as_winning(tmp_path):
 
 def test_differences_from_the_best_baseline(run):
     gain = {"from": "cox_last_slope", "c_index": {"value": 0.061, "low": 0.012, "high": 0.109}}
-    change(run / "metrics.json", lambda found: found["tlstm"]["test"].update(difference=gain))
+    change(run / "metrics.json", lambda metrics: metrics["tlstm"]["test"].update(difference=gain))
     page = page_of(run)
     assert page.rows[0][:4] == ["model", "C-index", "difference", "Uno's C"]
     assert page.row("history (T-LSTM)")[2] == "0.061 (0.012 to 0.109)" and page.row("cox last slope")[2] == ""
@@ -170,10 +170,11 @@ def test_the_caveats(run):
     assert "The cohort is simulated." in page.words and "With fewer than about 100" in page.words
     change(run / "config.json", lambda record: record["settings"].update(COHORT_CSV="mine.csv"))
 
-    def worsen(found):
-        found["tlstm"]["test"]["events"] = 400
-        found["tlstm"]["test"]["calibration"]["2.0"]["slope"] = {"value": 0.4, "low": 0.2, "high": 0.6}
-        found["tlstm"]["test"]["uno_c"] = {"value": None, "low": None, "high": None, "why": "a reason <i>"}
+    def worsen(metrics):
+        test = metrics["tlstm"]["test"]
+        test["events"] = 400
+        test["calibration"]["2.0"]["slope"] = {"value": 0.4, "low": 0.2, "high": 0.6}
+        test["uno_c"] = {"value": None, "low": None, "high": None, "why": "a reason <i>"}
 
     change(run / "metrics.json", worsen)
     page = page_of(run)
@@ -190,7 +191,7 @@ def test_cross_validation_is_shown_where_there_is_one(run):
         "lstm": {name: {"value": 0.7, "sd": None} for name in ("c_index", "auc", "ibs")},  # of one fold
         "difference": {"locf_cox": {"c_index": {"value": 0.1, "se": 0.05}}},
     }
-    change(run / "metrics.json", lambda found: found.update(cv={"2.0+3.0": window}))
+    change(run / "metrics.json", lambda metrics: metrics.update(cv={"2.0+3.0": window}))
     page = page_of(run)
     assert page.row("tlstm")[1:] == ["0.800 (0.020)"] * 3 and page.row("locf cox")[1:] == ["-"] * 3
     assert page.row("lstm")[1:] == ["0.700 (-)"] * 3
@@ -241,9 +242,9 @@ def test_an_explanation_with_its_evidence(whole):
 
 
 def test_what_would_make_the_page_too_large_is_named(whole):
-    picture = report.Inlined(10**9)
+    picture = reporting_page.Inlined(10**9)
     picture.uri(whole / "explain" / "S100_v2" / "shap.png")
-    page = Page(report.render(RunFolder.read(whole), [], report.Inlined(10**9 - picture.room + 1000)))
+    page = Page(reporting_page.render(RunFolder.read(whole), [], reporting_page.Inlined(10**9 - picture.room + 1000)))
     assert "1 pictures would make this page too large" in page.words and "S100_v2/gradcam_3d.gif" in page.words
     assert [value.split(";")[0] for value in page.loads if value.startswith("data:")] == ["data:image/webp"]
 
@@ -258,7 +259,7 @@ def test_the_record(whole):
 
 # ---- A run with some stages only
 def test_an_empty_run_is_a_page_that_says_so(tmp_path):
-    page = Page(report.write_report(tmp_path).read_text(encoding="utf-8"))
+    page = Page(reporting_page.write_report(tmp_path).read_text(encoding="utf-8"))
     assert (
         "This run does not have: its settings (config.json); the cohort (splits); stage 1, one scan (cnn);"
         in page.words
@@ -267,7 +268,7 @@ def test_an_empty_run_is_a_page_that_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("gone", "missing"),
     [
         ("splits", "the cohort (splits)"),
         ("cnn", "stage 1, one scan (cnn)"),
@@ -277,16 +278,16 @@ def test_an_empty_run_is_a_page_that_says_so(tmp_path):
         ("config.json", "its settings (config.json)"),
     ],
 )
-def test_a_missing_part_is_told(run, gone, told):
+def test_a_missing_part_is_named(run, gone, missing):
     path = run / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert f"This run does not have: {told}." in page_of(run).words
+    assert f"This run does not have: {missing}." in page_of(run).words
 
 
 def test_stage_1_alone(run):
     shutil.rmtree(run / "tlstm")
-    change(run / "metrics.json", lambda found: [found.pop(name) for name in ("tlstm", "baselines", "oracle")])
-    page = Page(report.write_report(run).read_text(encoding="utf-8"))
+    change(run / "metrics.json", lambda metrics: [metrics.pop(name) for name in ("tlstm", "baselines", "oracle")])
+    page = Page(reporting_page.write_report(run).read_text(encoding="utf-8"))
     assert "C-index, one scan (ResNet-18)" in page.words and "C-index, history" not in page.words
     assert [values["id"] for tag, values in page.tags if tag == "figure" and "id" in values] == ["cohort", "training"]
 
@@ -298,14 +299,14 @@ def recompute(folder):
 
 
 def test_scikit_survival_finds_the_same_figures_in_the_predictions(run):
-    found = recompute(run)
-    assert found.returncode == 0, found.stdout + found.stderr
-    assert "10 of 10 figures agree" in found.stdout
+    done = recompute(run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 of 10 figures agree" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["c_index", "uno_c", "ibs", "hazard_ratio"])
 def test_a_figure_that_is_wrong_is_found(run, name):
-    change(run / "metrics.json", lambda found: found["tlstm"]["test"][name].update(value=0.7123456))
-    found = recompute(run)
-    assert found.returncode == 1 and "9 of 10 figures agree" in found.stdout
-    assert next(line for line in found.stdout.splitlines() if line.startswith(name)).endswith("DIFFERS")
+    change(run / "metrics.json", lambda metrics: metrics["tlstm"]["test"][name].update(value=0.7123456))
+    done = recompute(run)
+    assert done.returncode == 1 and "9 of 10 figures agree" in done.stdout
+    assert next(line for line in done.stdout.splitlines() if line.startswith(name)).endswith("DIFFERS")

@@ -11,7 +11,7 @@ import pytest
 from nilearn.plotting import view_img
 from sample_run import write_run
 
-from reporting import page as report
+from reporting.page import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
@@ -59,7 +59,7 @@ def test_the_page_works_in_chromium_without_a_network(tmp_path):
     scan, values = (nib.Nifti1Image(data, np.diag([4.0, 4, 4, 1])) for data in (brain * (30 + i), brain * i))
     viewer = re.sub("<link[^>]*icon[^>]*>", "", view_img(values, bg_img=scan).get_standalone())
     (tmp_path / "explain" / "S100_v2" / "shap.html").write_text(viewer)
-    page = report.write_report(tmp_path)
+    page = write_report(tmp_path)
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", ACT + "</body>"), encoding="utf-8")
 
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from reporting.run_folder import RunFolder
+from config import Config
+from reporting.run_folder import LOST_SETTINGS, RunFolder
 from runs.errors import InputError
 
 
@@ -13,9 +14,9 @@ def write(path, text):
 
 def test_an_empty_folder_is_a_run_without_anything(tmp_path):
     run = RunFolder.read(tmp_path)
-    assert run.config == run.metrics == run.splits == {} and run.warnings == run.explained == []
-    assert run.predicted is run.cnn is run.tlstm is run.test is None
-    assert not run.is_simulated and run.visits("test") == {}
+    assert run.record == run.metrics == run.splits == {} and run.warnings == run.explained == []
+    assert run.predicted is run.predicted_by_visit is run.cnn_history is run.tlstm_history is run.stage2_test is None
+    assert not run.is_simulated and run.visit_times("test") == {}
 
 
 def test_tables_come_in_memory_names_and_years(tmp_path):
@@ -28,7 +29,7 @@ def test_tables_come_in_memory_names_and_years(tmp_path):
     table = run.splits["test"]
     assert table["subject"].tolist() == ["NA", "NA", "null"] and table["scan"].tolist() == ["007", "008", "9"]
     assert table["time"].tolist() == [3, 3, 1] and table["event"].tolist() == [True, True, False]
-    assert run.visits("test") == {"NA": [0, 0.5], "null": [0]}
+    assert run.visit_times("test") == {"NA": [0, 0.5], "null": [0]}
 
 
 def test_predictions_are_in_years_whatever_the_unit(tmp_path):
@@ -38,7 +39,9 @@ def test_predictions_are_in_years_whatever_the_unit(tmp_path):
         "subjectid,split,landmark,time,convert_status,log_hazard\na,train,1.0,2.5,1,0.1\nb,test,1.0,3.5,0,0.2\n",
     )
     run = RunFolder.read(tmp_path)
-    assert run.predictions("test")["time"].tolist() == [3.5] and run.predictions("train")["subject"].tolist() == ["a"]
+    assert run.predictions_of("test")["time"].tolist() == [3.5] and run.predictions_of("train")["subject"].tolist() == [
+        "a"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ def test_what_is_not_json_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("window", "told"),
+    ("window", "problems"),
     [
         ([], "2.0: Input should be .*Window"),
         ({}, "2.0.difference: Field required"),
@@ -81,10 +84,41 @@ def test_what_is_not_json_is_named(tmp_path):
         ),
     ],
 )
-def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window, told):
+def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window, problems):
     write(tmp_path / "metrics.json", json.dumps({"cv": {"2.0": window}}))
-    with pytest.raises(InputError, match=rf"metrics\.json: cv: expected a summary .*, received another: {told}"):
+    with pytest.raises(InputError, match=rf"metrics\.json: cv: expected a summary .*, received another: {problems}"):
         RunFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        ({"stages": []}, "stages: Input should be a valid dictionary"),
+        ({"stages": {"cnn": {"seconds": 1.0}}}, "stages.cnn.done: Field required"),
+        ({"stages": {"cnn": {"done": "yes"}}}, "stages.cnn.done: Input should be a valid boolean"),
+        ({"machine": {"threads": 0}}, "machine.threads: Input should be greater than or equal to 1"),
+        ({"settings": "small"}, "settings: Input should be a valid dictionary"),
+    ],
+)
+def test_a_record_that_was_changed_by_hand_into_none_is_named(tmp_path, record, problem):
+    write(tmp_path / "config.json", json.dumps(record))
+    with pytest.raises(InputError, match=rf"config\.json: expected the record of a run, received another: {problem}"):
+        RunFolder.read(tmp_path)
+
+
+def test_the_record_is_kept_with_what_only_people_read(tmp_path):
+    record = {"settings": {"SEED": 3}, "commit": "0123", "versions": {"numpy": "2"}, "machine": {"system": "Linux"}}
+    write(tmp_path / "config.json", json.dumps(record))
+    assert RunFolder.read(tmp_path).record == record
+
+
+def test_a_setting_that_the_record_does_not_have_is_the_default(tmp_path):
+    write(tmp_path / "config.json", json.dumps({"settings": {"SEED": 3}}))
+    run = RunFolder.read(tmp_path)
+    assert run.setting("SEED") == 3
+    assert {name: run.setting(name) for name in LOST_SETTINGS} == Config().model_dump(include=set(LOST_SETTINGS)) | {
+        "SEED": 3
+    }
 
 
 def test_explained_scans_are_found(tmp_path):

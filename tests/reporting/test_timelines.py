@@ -10,7 +10,7 @@ from reporting import timelines
 
 
 @pytest.fixture
-def found(rng):
+def history(rng):
     names = [f"region {number}" for number in range(20)] + [UNATTRIBUTED]
     table = pd.DataFrame({"region": np.repeat(names, 3), "visit": np.tile([1, 2, 3], 21)})
     table["log_hazard"] = rng.normal(size=63)
@@ -24,22 +24,22 @@ def found(rng):
     return {"regions": table, "visits": visits, "groups": groups, "metrics": metrics}
 
 
-def test_the_rows_drawn_are_the_largest_and_sum_to_all(found):
+def test_the_rows_drawn_are_the_largest_and_sum_to_all(history):
     for outcome in ("log_hazard", "risk_2.0"):
-        rows = timelines.largest(found["regions"], outcome)
+        rows = timelines.largest(history["regions"], outcome)
         assert len(rows) == 14 and rows.index[0] == "region 7"
         assert list(rows.index[-2:]) == [timelines.OTHERS, UNATTRIBUTED]
-        np.testing.assert_allclose(rows.sum(), found["regions"].groupby("visit")[outcome].sum())
+        np.testing.assert_allclose(rows.sum(), history["regions"].groupby("visit")[outcome].sum())
 
 
-def test_few_regions_are_all_drawn(found):
-    few = found["regions"][found["regions"]["region"].isin(["region 7", "region 8", UNATTRIBUTED])]
+def test_few_regions_are_all_drawn(history):
+    few = history["regions"][history["regions"]["region"].isin(["region 7", "region 8", UNATTRIBUTED])]
     rows = timelines.largest(few, "log_hazard")
     assert len(rows) == 4 and (rows.loc[timelines.OTHERS] == 0).all()
 
 
-def test_the_figure_says_units_error_and_what_attention_is_not(found):
-    figure = timelines.draw(found, "S1")
+def test_the_figure_says_units_error_and_what_attention_is_not(history):
+    figure = timelines.draw_history(history, "S1")
     panels = figure.get_axes()
     titles = [axes.get_title("left") for axes in panels]
     assert titles[:2] == ["log-hazard\n(nats)", "risk within 2 years\n(percentage points)"]
@@ -48,13 +48,13 @@ def test_the_figure_says_units_error_and_what_attention_is_not(found):
     assert low == -high == -50.0
     assert [bar.get_width() for bar in panels[-1].patches] == [0.2, 0.3, 0.5]
     assert "1.0% of the visits' effects unattributed" in figure.subfigs[0].get_suptitle()
-    found["metrics"]["unattributed"] = None
-    assert "no visit has" in timelines.draw(found, "S1").subfigs[0].get_suptitle()
+    history["metrics"]["unattributed"] = None
+    assert "no visit has" in timelines.draw_history(history, "S1").subfigs[0].get_suptitle()
 
 
-def test_every_file_is_written(tmp_path, found):
-    written = timelines.save_history(tmp_path, found, title="S1")
+def test_every_file_is_written(tmp_path, history):
+    written = timelines.save_history(tmp_path, history, title="S1")
     assert sorted(path.name for path in written) == sorted(path.name for path in tmp_path.iterdir())
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "region_by_visit.csv"), found["regions"])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "region_by_visit.csv"), history["regions"])
     with Image.open(tmp_path / "region_by_visit.png") as picture:
         assert picture.width > 500

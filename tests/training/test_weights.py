@@ -6,6 +6,7 @@ from volumes import build, options, weights
 
 from training import loop
 from training.devices import Workers
+from training.weights import save_weights
 
 
 def averaged_training(parts, folder):
@@ -41,3 +42,12 @@ def test_an_error_while_the_averages_stand_in_leaves_the_right_weights(parts, tm
     with pytest.raises(OSError, match="the disk is full"):
         training.predict_averaged(parts["val"]) if kind == "predict" else training.save_averaged(tmp_path / "w")
     assert all((a == b).all() for a, b in zip(weights(training.model), own, strict=True))
+
+
+def test_the_file_does_not_depend_on_how_many_models_were_built_before(tmp_path):
+    """A resumed run saves less often than an unbroken one; what it leaves is the same, name by name."""
+    model = build()
+    for name in ("first", "second"):
+        save_weights(model, tmp_path / f"{name}.weights.h5")
+        build()
+    assert (tmp_path / "first.weights.h5").read_bytes() == (tmp_path / "second.weights.h5").read_bytes()

@@ -1,0 +1,31 @@
+import pytest
+
+from reporting import words
+
+
+def estimate(value, low=None, high=None, **more):
+    return {"value": value, "low": low, "high": high, **more}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (estimate(0.8123, 0.7, 0.9), "0.81 (0.70 to 0.90)"),
+        (estimate(None, why="nobody"), "-"),
+        (estimate(None, why="infinite: no event"), "infinite"),
+        (estimate(3.0, 1.0, None), "3.00 (1.00 to ∞)"),
+        (estimate(-1.0, None, 2.0), "−1.00 (−∞ to 2.00)"),  # noqa: RUF001
+    ],
+)
+def test_interval(given, text):
+    assert words.interval(given) == text
+
+
+def test_p_value_and_names():
+    assert words.p_value(0.0123) == "p = 0.012" and words.p_value(1e-9) == "p < 0.001"
+    assert words.shorten("x" * 30) == "x" * 17 + "…" and words.shorten("a$b") == r"a\$b"
+
+
+def test_digits_and_names_in_words():
+    assert words.interval(estimate(0.8123, 0.7, 0.9), 1) == "0.8 (0.7 to 0.9)"
+    assert words.in_words("cox_last_slope") == "cox last slope"
