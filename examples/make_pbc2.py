@@ -2,9 +2,9 @@
 
     python examples/make_pbc2.py path/to/the/original/pbc2.csv
 
-Columns in our names, years from the first visit; endpoint death or transplant. Categories become 0/1
-columns, ordered ones stay one number; what is missing stays missing. Nothing is scaled or imputed:
-that is fitted on training subjects. `age` is the age at baseline, and no column knows the outcome.
+The columns get our names; times are years from the first visit; the event is death or transplant. Categories become
+0/1 columns, ordered ones stay one number, and missing values stay missing. Nothing is scaled or imputed: stage 2 fits
+that on training subjects. `age` is the age at baseline, and no feature is computed from the outcome.
 """
 
 import sys
@@ -24,9 +24,16 @@ LABORATORY = {
 
 
 def convert(original: pd.DataFrame) -> pd.DataFrame:
-    """The original's rows in our columns."""
+    """Convert the original table.
+
+    Args:
+        original: the Mayo PBC data, a row a visit.
+    Returns:
+        The same rows in our columns, sorted by subject and visit; times in years.
+    """
 
     def is_one(column: str, value: str) -> pd.Series:
+        """1.0 where the column has this value, 0.0 where it has another, missing where it is missing."""
         return (original[column] == value).astype(float).where(original[column].notna())
 
     table = pd.DataFrame(
@@ -43,7 +50,7 @@ def convert(original: pd.DataFrame) -> pd.DataFrame:
             "spiders": is_one("spiders", "Yes"),
             "edema_without_diuretics": is_one("edema", "edema no diuretics"),
             "edema_despite_diuretics": is_one("edema", "edema despite diuretics"),
-            **{ours: original[theirs] for theirs, ours in LABORATORY.items()},
+            **{name: original[original_name] for original_name, name in LABORATORY.items()},
             "histologic_stage": original["histologic"],
         }
     )

@@ -1,4 +1,4 @@
-"""Small random tables, and a naive Cox loss, for several tests."""
+"""Small tables of visits and survival times, and a naive Cox loss, for several tests."""
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ def naive_loss(log_hazard, time, event, stratum, ties):
 
 
 def random_table(rng, num_subjects=20, num_features=4):
+    """1 to 5 visits a subject with features of stage 1, a log-hazard and a laboratory value, all without effect."""
     rows = []
     for subject in range(num_subjects):
         visits = np.cumsum(rng.uniform(0.2, 1.0, rng.integers(1, 6))) - 0.2
@@ -38,3 +39,17 @@ def random_table(rng, num_subjects=20, num_features=4):
                 | features
             )
     return pd.DataFrame(rows)
+
+
+def visits_table():
+    """Three subjects with 3, 1 and 2 visits; `a` is missing twice; `lab` has a long right tail."""
+    return pd.DataFrame(
+        {
+            "subject": ["p", "p", "p", "q", "r", "r"],
+            "visit_time": [0.0, 0.5, 2.0, 0.0, 0.0, 1.0],
+            "time": [4.0, 4.0, 4.0, 3.0, 1.5, 1.5],
+            "event": [True, True, True, False, True, True],
+            "a": [1.0, np.nan, 3.0, np.nan, 5.0, 6.0],
+            "lab": [1.0, 2.0, 1.5, 1.2, 1.1, 100.0],
+        }
+    )

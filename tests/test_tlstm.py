@@ -16,14 +16,18 @@ from samples import naive_loss, random_table, survival_data
 import tlstm
 from cohort import tables
 from cohort.splits import PARTS, split_subjects
+from config import Config
 from runs.errors import InputError
 from runs.files import ROOT
 from survival import cox, crossval, preparation
+from survival.estimates import breslow
 from survival.landmarks import Histories
 from survival.link import inner_folds, split_rows
+from survival.predictor import attention_weights
 from tests.oracles.tlstm_slopes import slope_table
 
-QUICK = tlstm.Settings(num_seeds=2, hidden=4, epochs=3, components=(2,), penalties=(0.1,))
+SHIPPED = tlstm.Settings.of(Config())
+QUICK = dataclasses.replace(SHIPPED, num_seeds=2, hidden=4, epochs=3, components=(2,), penalties=(0.1,))
 YEARS = np.array([1.0, 2.0, 3.0])
 
 
@@ -33,7 +37,7 @@ YEARS = np.array([1.0, 2.0, 3.0])
 def test_cox_equals_the_naive_loss(rng, ties, strata):
     inputs, time, event, stratum = survival_data(rng)
     stratum = stratum if strata else np.zeros_like(stratum)
-    loss = tlstm.cox_loss(torch.tensor(inputs[:, 0]), cox.risk_sets(time, event, stratum, ties))
+    loss = tlstm.stratified_cox_loss(torch.tensor(inputs[:, 0]), cox.risk_sets(time, event, stratum, ties))
     assert float(loss) == pytest.approx(naive_loss(inputs[:, 0], time, event, stratum, ties), abs=1e-12)
 
 
@@ -46,11 +50,11 @@ def test_cox_equals_torchsurv_with_ties(rng, ties):
 
     inputs, time, event, _ = survival_data(rng)
     log_hazard = torch.tensor(inputs[:, 0])
-    theirs = neg_partial_log_likelihood(
+    torchsurv_sum = neg_partial_log_likelihood(
         log_hazard, torch.tensor(event), torch.tensor(time), ties_method=ties, reduction="sum"
     )
-    assert float(tlstm.cox_loss(log_hazard, cox.risk_sets(time, event, None, ties))) == pytest.approx(
-        float(theirs) / event.sum(), abs=1e-6
+    assert float(tlstm.stratified_cox_loss(log_hazard, cox.risk_sets(time, event, None, ties))) == pytest.approx(
+        float(torchsurv_sum) / event.sum(), abs=1e-6
     )
 
 
@@ -58,7 +62,7 @@ def test_cox_equals_lifelines_with_ties(rng):
     inputs, time, event, _ = survival_data(rng)
     fitter = CoxPHFitter().fit(pd.DataFrame({"x": inputs[:, 0], "time": time, "event": event}), "time", "event")
     log_hazard = torch.tensor(inputs[:, 0] * fitter.params_["x"])
-    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(time, event))
+    loss = tlstm.stratified_cox_loss(log_hazard, cox.risk_sets(time, event))
     assert float(loss) == pytest.approx(-fitter.log_likelihood_ / event.sum(), abs=1e-6)
 
 
@@ -71,7 +75,7 @@ def test_cox_gradient_equals_finite_differences(rng, ties, spread):
     log_hazard = torch.tensor(inputs[:, 0], requires_grad=True)
     with torch.no_grad():
         log_hazard[3] += spread
-    assert torch.autograd.gradcheck(lambda x: tlstm.cox_loss(x, sets), (log_hazard,))
+    assert torch.autograd.gradcheck(lambda x: tlstm.stratified_cox_loss(x, sets), (log_hazard,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -79,26 +83,26 @@ def test_cox_is_finite_at_1000(rng, dtype):
     _, time, event, _ = survival_data(rng)
     log_hazard = torch.tensor(rng.choice([-1000.0, 0.0, 1000.0], len(time)), dtype=dtype, requires_grad=True)
     sets = cox.risk_sets(time, event)
-    loss = tlstm.cox_loss(log_hazard, sets)
+    loss = tlstm.stratified_cox_loss(log_hazard, sets)
     assert loss.isfinite()
-    assert torch.autograd.grad(tlstm.cox_loss(log_hazard, sets), log_hazard)[0].isfinite().all()
+    assert torch.autograd.grad(tlstm.stratified_cox_loss(log_hazard, sets), log_hazard)[0].isfinite().all()
     assert loss.dtype == dtype
 
 
 def test_cox_ignores_a_shift_and_the_order_of_rows(rng):
     inputs, time, event, stratum = survival_data(rng)
     log_hazard = torch.tensor(inputs[:, 0])
-    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(time, event, stratum))
-    shifted = tlstm.cox_loss(log_hazard + 300, cox.risk_sets(time, event, stratum))
+    loss = tlstm.stratified_cox_loss(log_hazard, cox.risk_sets(time, event, stratum))
+    shifted = tlstm.stratified_cox_loss(log_hazard + 300, cox.risk_sets(time, event, stratum))
     order = rng.permutation(len(time))
-    shuffled = tlstm.cox_loss(log_hazard[order], cox.risk_sets(time[order], event[order], stratum[order]))
+    shuffled = tlstm.stratified_cox_loss(log_hazard[order], cox.risk_sets(time[order], event[order], stratum[order]))
     assert float(shifted) == pytest.approx(float(loss), abs=1e-12)
     assert float(shuffled) == pytest.approx(float(loss), abs=1e-12)
 
 
 def test_cox_without_an_event_is_0_and_attached():
     log_hazard = torch.ones(3, requires_grad=True)
-    loss = tlstm.cox_loss(log_hazard, cox.risk_sets(np.ones(3), np.zeros(3, bool)))
+    loss = tlstm.stratified_cox_loss(log_hazard, cox.risk_sets(np.ones(3), np.zeros(3, bool)))
     assert loss == 0
     assert torch.autograd.grad(loss, log_hazard)[0].tolist() == [0, 0, 0]
 
@@ -108,9 +112,8 @@ def network_and_data(rng, *, seeds=2, double=True, **settings):
     table = random_table(rng)
     prepare = preparation.Preparation.fit(table, tables.feature_columns(table), num_components=2)
     data = Histories.of(table, prepare, (0.5, 1.0, 2.0))
-    network = tlstm.TLSTM(
-        data.inputs.shape[1], tlstm.Settings(num_seeds=seeds, hidden=5, link=False, **settings)
-    ).eval()
+    settings = dataclasses.replace(SHIPPED, num_seeds=seeds, hidden=5, link=False, **settings)
+    network = tlstm.TLSTM(data.inputs.shape[1], settings).eval()
     inputs, years, sizes, rows = tlstm._tensors(data)
     if double:
         network, inputs, years = network.double(), torch.tensor(data.inputs), torch.tensor(data.years)
@@ -131,9 +134,9 @@ def naive_log_hazard(network, seed, inputs, years, pool):
             short = np.tanh(cell @ weights["short"] + weights["short_bias"][0])
             cell = (cell - short) + short / math.log(math.e + gap)
         gates = x @ weights["input"] + state @ weights["recurrent"] + weights["bias"][0]
-        enter, keep, show, candidate = np.split(gates, 4)
-        cell = sigmoid(keep) * cell + sigmoid(enter) * np.tanh(candidate)
-        state = sigmoid(show) * np.tanh(cell)
+        input_gate, forget_gate, output_gate, candidate = np.split(gates, 4)
+        cell = sigmoid(forget_gate) * cell + sigmoid(input_gate) * np.tanh(candidate)
+        state = sigmoid(output_gate) * np.tanh(cell)
         states.append(state)
     if pool == "last":
         return states[-1] @ weights["head"][:, 0]
@@ -157,7 +160,7 @@ def test_network_equals_the_naive_one(rng, pool, time_aware):
 def test_attention_weights_are_a_softmax_up_to_the_landmark(rng):
     network, data, _ = network_and_data(rng, double=False)
     scores = network.correct(data)[1]
-    weights = tlstm.predictions.attention(scores, data)
+    weights = attention_weights(scores, data)
     for row, (subject, visit) in enumerate(zip(data.landmarks.subject, data.landmarks.visit, strict=True)):
         history = data.visits.row(np.full(visit + 1, subject), np.arange(visit + 1))
         raised = np.exp(scores[:, history])
@@ -170,7 +173,7 @@ def test_attention_weights_are_a_softmax_up_to_the_landmark(rng):
 def test_attention_can_not_overflow(rng):
     states = torch.tensor(rng.normal(size=(1, 5, 2)))
     scores = torch.tensor([[1000.0, -1000.0, 999.0, 0.0, 1000.0]], dtype=torch.double)
-    pooled = tlstm.running_attention(states, scores, [1] * 5)
+    pooled = tlstm.attention(states, scores, [1] * 5)
     shares = torch.softmax(scores, dim=1)
     torch.testing.assert_close(pooled[0, -1], (shares[0, :, None] * states[0]).sum(dim=0))
     assert pooled.isfinite().all()
@@ -181,7 +184,7 @@ def test_the_length_of_other_histories_changes_nothing(rng, more):
     """Beside a subject with 50 visits more, others would be padded by 50 visits."""
     table = random_table(rng)
     prepare = preparation.Preparation.fit(table, tables.feature_columns(table), num_components=2)
-    network = tlstm.TLSTM(prepare.num_inputs, tlstm.Settings(num_seeds=2, hidden=5, link=False)).eval()
+    network = tlstm.TLSTM(prepare.num_inputs, dataclasses.replace(SHIPPED, num_seeds=2, hidden=5, link=False)).eval()
     longest = table.groupby("subject").size().max() + more
     other = pd.DataFrame([{**table.iloc[0], "subject": "z", "time": 999.0, "visit_time": k} for k in range(longest)])
     alone = network.correct(Histories.of(table, prepare))[0]
@@ -199,7 +202,7 @@ def test_seeds_side_by_side_equal_each_alone(rng):
 
 def test_time_decays_memory_as_published():
     """g(0) = 1 keeps the cell; a long gap takes the short-term memory away."""
-    network = tlstm.TLSTM(1, tlstm.Settings(num_seeds=1, hidden=2)).double()
+    network = tlstm.TLSTM(1, dataclasses.replace(SHIPPED, num_seeds=1, hidden=2)).double()
     inputs, rows = torch.ones(2, 1, dtype=torch.double), torch.tensor([1])
     plain = dataclasses.replace(network.settings, time_aware=False)
     at_once = network.states(inputs, torch.zeros(2, dtype=torch.double), [1, 1])[:, rows]
@@ -214,6 +217,24 @@ def fitted(table, settings=QUICK, grid=(0.5, 1.0, 2.0), seed=0):
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     validation = inner_folds(event, settings.num_seeds, np.random.default_rng(seed))
     return tlstm.fit(table, validation, tables.feature_columns(table), grid=grid, settings=settings)
+
+
+def test_a_default_of_the_settings_stands_in_config_alone():
+    own = {field.name for field in dataclasses.fields(tlstm.Settings) if field.default is not dataclasses.MISSING}
+    assert own == {"time_aware"}
+    changed = tlstm.Settings.of(Config(HIDDEN=7, TIES="breslow", COMPONENTS=(3,)))
+    assert (changed.hidden, changed.ties, changed.components) == (7, "breslow", (3,))
+
+
+def test_a_table_is_prepared_once_for_each_number_of_components(rng, monkeypatch):
+    prepared = []
+    prepare = preparation.Preparation.__call__
+    monkeypatch.setattr(
+        preparation.Preparation, "__call__", lambda self, table: prepared.append(len(table)) or prepare(self, table)
+    )
+    table = random_table(rng)
+    fitted(table, dataclasses.replace(QUICK, components=(0, 2)))
+    assert prepared == [len(table)] * 2
 
 
 def test_step_0_is_the_ridge_cox_of_lifelines(rng):
@@ -232,8 +253,8 @@ def test_step_0_is_the_ridge_cox_of_lifelines(rng):
     fitter = CoxPHFitter(penalizer=0.1 * stacked["event"].sum() / len(stacked) / spread**2, strata=["stratum"])
     fitter.fit(stacked, "time", "event")
     np.testing.assert_allclose(predictor.link[0, : predictor.prepare.num_state], fitter.params_.to_numpy(), atol=1e-4)
-    seeds, _ = predictor.seeds(data)
-    np.testing.assert_allclose(seeds[:, rows][0], inputs @ predictor.link[0, : inputs.shape[1]], atol=1e-6)
+    per_seed, _ = predictor.log_hazard_per_seed(data)
+    np.testing.assert_allclose(per_seed[:, rows][0], inputs @ predictor.link[0, : inputs.shape[1]], atol=1e-6)
 
 
 def test_visits_after_the_landmark_change_no_prediction(rng):
@@ -276,10 +297,10 @@ def test_the_kept_epoch_is_the_best_on_validation(rng):
     predictor, history = fitted(table, settings)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     data = Histories.of(table, predictor.prepare, (0.5, 1.0, 2.0))
-    splits = split_rows(data.landmarks, inner_folds(event, 2, np.random.default_rng(0)))
-    seeds, _ = predictor.seeds(data)
+    splits = split_rows(data.landmarks, inner_folds(event, 2, np.random.default_rng(0)), "efron")
+    per_seed, _ = predictor.log_hazard_per_seed(data)
     losses = [
-        cox.partial_likelihood_loss(own[part.val], part.val_sets) for own, part in zip(seeds, splits, strict=True)
+        cox.partial_likelihood_loss(own[part.val], part.val_sets) for own, part in zip(per_seed, splits, strict=True)
     ]
     assert np.mean(losses) == pytest.approx(history["val_loss"].min(), abs=1e-4)
     assert history["val_loss"].min() < history["val_loss"].iloc[-1] - 0.01
@@ -288,14 +309,14 @@ def test_the_kept_epoch_is_the_best_on_validation(rng):
 def test_baselines_and_scales_are_of_the_training_subjects(rng):
     table = random_table(rng, num_subjects=60)
     subjects = np.unique(table["subject"].to_numpy(str))
-    held = np.arange(60) % 4 == 0
-    validation = np.tile(held, (2, 1))
+    is_validated = np.arange(60) % 4 == 0
+    validation = np.tile(is_validated, (2, 1))
     predictor, _ = tlstm.fit(table, validation, ["log_hazard", "lab"], grid=(), settings=QUICK)
-    own = table[table["subject"].isin(subjects[~held])].reset_index(drop=True)
+    own = table[table["subject"].isin(subjects[~is_validated])].reset_index(drop=True)
     again = preparation.Preparation.fit(own, ["log_hazard", "lab"], num_components=0)
     np.testing.assert_array_equal(predictor.prepare(table), again(table))
-    said = predictor.predict(own, years=YEARS)
-    expected = tlstm.predictions.metrics.breslow(*(said[name].to_numpy() for name in ("log_hazard", "time", "event")))
+    predicted = predictor.predict(own, years=YEARS)
+    expected = breslow(*(predicted[name].to_numpy() for name in ("log_hazard", "time", "event")))
     np.testing.assert_allclose(predictor.baselines[0].cumulative_hazard, expected.cumulative_hazard, rtol=1e-6)
 
 
@@ -319,7 +340,8 @@ def test_recalibration_scales_the_log_hazard(rng):
     plain, _ = fitted(table)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     validation = inner_folds(event, 2, np.random.default_rng(0))
-    scaled = plain.calibrated(table, validation, recalibrate=True)
+    data = Histories.of(table, plain.prepare, plain.grid)
+    scaled = plain.calibrated(data, validation, ties="efron", recalibrate=True)
     ratio = scaled.predict(table, years=YEARS)["log_hazard"] / plain.predict(table, years=YEARS)["log_hazard"]
     np.testing.assert_allclose(ratio, scaled.slope)
     assert scaled.slope != 1 or plain.slope == 1
@@ -328,22 +350,22 @@ def test_recalibration_scales_the_log_hazard(rng):
 def test_survival_curves_are_breslows_of_the_nearest_landmark(rng):
     table = random_table(rng, num_subjects=60)
     predictor, _ = fitted(table)
-    said = predictor.predict(table, (0.9,), years=YEARS)
+    predicted = predictor.predict(table, (0.9,), years=YEARS)
     baseline = predictor.baselines[1]  # of landmark 1.0
     steps = np.array([np.append(0, baseline.cumulative_hazard)[(baseline.times <= year).sum()] for year in YEARS])
-    expected = np.exp(-steps * np.exp(said["log_hazard"].to_numpy())[:, None])
-    np.testing.assert_allclose(said.filter(like="survival_"), expected, atol=1e-12)
+    expected = np.exp(-steps * np.exp(predicted["log_hazard"].to_numpy())[:, None])
+    np.testing.assert_allclose(predicted.filter(like="survival_"), expected, atol=1e-12)
 
 
-# ---- Kept in a folder --------------------------------------------------------------------------------
+# ---- The saved model --------------------------------------------------------------------------------
 def test_saved_and_loaded_predicts_the_same(rng, tmp_path):
     table = random_table(rng)
     predictor, _ = fitted(table)
     tlstm.save(predictor, tmp_path)
     unknown = table.drop(columns=["time", "event"])
-    said = tlstm.load(tmp_path).predict(unknown, years=YEARS)
+    restored = tlstm.load(tmp_path).predict(unknown, years=YEARS)
     expected = predictor.predict(table, years=YEARS)
-    pd.testing.assert_frame_equal(said.drop(columns=["time", "event"]), expected.drop(columns=["time", "event"]))
+    pd.testing.assert_frame_equal(restored.drop(columns=["time", "event"]), expected.drop(columns=["time", "event"]))
     with pytest.raises(InputError, match=r"Missing: lab"):
         tlstm.load(tmp_path).predict(unknown.drop(columns="lab"), years=YEARS)
 
@@ -353,7 +375,7 @@ def test_a_damaged_model_is_refused(rng, tmp_path):
     with pytest.raises(InputError, match="found none"):
         tlstm.load(tmp_path)
     tlstm.save(predictor, tmp_path)
-    kept = json.loads((tmp_path / "model.json").read_text())
+    model = json.loads((tmp_path / "model.json").read_text())
     for name, wrong in (
         ("format", 0),
         ("link", [[0]]),
@@ -361,10 +383,10 @@ def test_a_damaged_model_is_refused(rng, tmp_path):
         ("settings", {"hidden": 3}),
         ("prepare", None),
     ):
-        (tmp_path / "model.json").write_text(json.dumps(kept | {name: wrong}))
+        (tmp_path / "model.json").write_text(json.dumps(model | {name: wrong}))
         with pytest.raises(InputError, match=r"expected format|damaged"):
             tlstm.load(tmp_path)
-    (tmp_path / "model.json").write_text(json.dumps(kept))
+    (tmp_path / "model.json").write_text(json.dumps(model))
     whole = (tmp_path / "model.pt").read_bytes()
     for damage in (b"", b"not a model", whole[: len(whole) // 2]):
         (tmp_path / "model.pt").write_bytes(damage)
@@ -395,20 +417,20 @@ def test_a_run_writes_its_folder(features):
     (features / "metrics.json").write_text('{"cnn": {"kept": 1}}')
     done = run_alone("--OUTPUT_DIR", features, *QUICK_ARGUMENTS)
     assert done.returncode == 0, done.stderr
-    found = json.loads((features / "metrics.json").read_text())
-    assert found["cnn"] == {"kept": 1}
-    assert set(found["tlstm"]) == {"train", "val", "test"}
+    metrics = json.loads((features / "metrics.json").read_text())
+    assert metrics["cnn"] == {"kept": 1}
+    assert set(metrics["tlstm"]) == {"train", "val", "test"}
     assert {"n", "events", "c_index", "uno_c", "auc", "ibs", "hazard_ratio", "calibration"} <= set(
-        found["tlstm"]["test"]
+        metrics["tlstm"]["test"]
     )
-    said = pd.read_csv(features / "tlstm" / "predictions.csv")
-    assert said.columns[:6].tolist() == ["subjectid", "split", "landmark", "time", "convert_status", "log_hazard"]
-    assert {"survival_0.25", "survival_2.0", "survival_5.0", "attention_1"} <= set(said.columns)
-    seen = {name: tables.read_features(features / "features" / f"{name}.parquet") for name in PARTS}
-    for name, part in seen.items():
-        assert set(said.loc[said["split"] == name, "subjectid"]) == set(part["subject"])
-    test = said[said["split"] == "test"].reset_index(drop=True)
-    again = tlstm.load(features / "tlstm").predict(seen["test"], years=np.array([2.0]))
+    predicted = pd.read_csv(features / "tlstm" / "predictions.csv")
+    assert predicted.columns[:6].tolist() == ["subjectid", "split", "landmark", "time", "convert_status", "log_hazard"]
+    assert {"survival_0.25", "survival_2.0", "survival_5.0", "attention_1"} <= set(predicted.columns)
+    parts = {name: tables.read_features(features / "features" / f"{name}.parquet") for name in PARTS}
+    for name, part in parts.items():
+        assert set(predicted.loc[predicted["split"] == name, "subjectid"]) == set(part["subject"])
+    test = predicted[predicted["split"] == "test"].reset_index(drop=True)
+    again = tlstm.load(features / "tlstm").predict(parts["test"], years=np.array([2.0]))
     np.testing.assert_allclose(again["log_hazard"], test["log_hazard"], atol=1e-6)
     np.testing.assert_allclose(again["survival_2.0"], test["survival_2.0"], atol=1e-6)
     assert pd.read_csv(features / "tlstm" / "history.csv").columns.tolist() == ["epoch", "train_loss", "val_loss"]
@@ -433,11 +455,11 @@ def test_a_cross_validation_writes_its_folder_and_prints_a_table(rng, tmp_path, 
         *("--LANDMARKS", "0.5,1", "--WINDOWS", "2,1.5"),
     )
     assert code == 0
-    found = json.loads((tmp_path / "o" / "metrics.json").read_text())["cv"]
-    arms = {"tlstm", "baseline_cox", "locf_cox", "linear_supermodel", "lstm"}
-    assert set(found) == {"0.5+2", "1+1.5"}
-    assert set(found["1+1.5"]) == arms | {"difference"}
-    assert set(found["1+1.5"]["difference"]) == arms - {"tlstm"}
+    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())["cv"]
+    models = {"tlstm", "baseline_cox", "locf_cox", "linear_supermodel", "lstm"}
+    assert set(metrics) == {"0.5+2", "1+1.5"}
+    assert set(metrics["1+1.5"]) == models | {"difference"}
+    assert set(metrics["1+1.5"]["difference"]) == models - {"tlstm"}
     assert "tlstm - locf_cox" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "o" / "cv").iterdir()} == {
         *("figures.csv", "history.csv", "predictions.csv", "curves.png")
@@ -445,7 +467,7 @@ def test_a_cross_validation_writes_its_folder_and_prints_a_table(rng, tmp_path, 
 
 
 def bad_tables(table):
-    """By what the message must say."""
+    """Tables that are refused, by a part of the message."""
     no_event = table.assign(event=False)
     twice = pd.concat([table, table.iloc[[3]]])
     return {
@@ -457,7 +479,7 @@ def bad_tables(table):
     }
 
 
-def seen(folder):
+def files_in(folder):
     """Names of what lies in a run's folder, but for its lock."""
     return [path.name for path in folder.rglob("*") if path.name not in (".lock", ".run.json")]
 
@@ -470,7 +492,7 @@ def test_a_bad_table_is_one_message_and_overwrites_nothing(rng, tmp_path, capsys
     (tmp_path / "o" / "tlstm" / "predictions.csv").write_text("earlier")
     assert run_here("--FEATURES", tmp_path / "t.csv", "--OUTPUT_DIR", tmp_path / "o") == 2
     assert what in capsys.readouterr().err
-    assert seen(tmp_path / "o") == ["tlstm", "predictions.csv"]
+    assert files_in(tmp_path / "o") == ["tlstm", "predictions.csv"]
     assert (tmp_path / "o" / "tlstm" / "predictions.csv").read_text() == "earlier"
 
 
@@ -495,7 +517,7 @@ def test_bad_settings_are_one_message(rng, tmp_path, capsys, arguments, message)
     code = tlstm.main(["--FEATURES", str(tmp_path / "t.csv"), "--OUTPUT_DIR", str(tmp_path / "o"), *arguments])
     assert code == 2
     assert message in capsys.readouterr().err
-    assert seen(tmp_path / "o") == []
+    assert files_in(tmp_path / "o") == []
 
 
 def test_absent_features_are_named(tmp_path, capsys):
@@ -514,18 +536,14 @@ def test_help_needs_no_tensorflow():
 # ---- That recurrence works ---------------------------------------------------------------------------
 def gain_over_last_values(slope_effect):
     """Mean C over folds, ours minus the ridge Cox on the last values."""
-    table, columns, settings = (
-        slope_table(600, slope_effect=slope_effect, seed=0),
-        ["marker", "noise"],
-        tlstm.Settings(),
-    )
+    table, columns = slope_table(600, slope_effect=slope_effect, seed=0), ["marker", "noise"]
 
     def ours(train, validation):
-        predictor, _ = tlstm.fit(train, validation, columns, grid=(2.0,), settings=settings)
+        predictor, _ = tlstm.fit(train, validation, columns, grid=(2.0,), settings=SHIPPED)
         return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
 
-    arms = {"tlstm": ours, "locf_cox": crossval.linear_arm(columns, settings.penalties, ())}
-    figures, _ = crossval.compare_models(table, arms, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
+    models = {crossval.OUR_MODEL: ours, "locf_cox": crossval.linear_rival(columns, SHIPPED.penalties, ())}
+    figures, _ = crossval.compare_models(table, models, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
     return crossval.summarise(figures)["2+5"]["difference"]["locf_cox"]["c_index"]["value"]
 
 

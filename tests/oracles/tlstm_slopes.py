@@ -1,4 +1,4 @@
-"""A table whose hazard is driven by the slope of a marker: evidence that recurrence works.
+"""A table whose hazard depends on the slope of a marker: a model must read the history to see it.
 
 python tests/oracles/tlstm_slopes.py slopes.csv
 """
@@ -8,19 +8,20 @@ import sys
 import numpy as np
 import pandas as pd
 
-LAST_VISIT = 2.0  # years: everyone's visits end here, whatever happens later
+LAST_VISIT = 2.0  # years; the visits of every subject end here, whatever happens later
 
 
 def slope_table(num_subjects: int, *, slope_effect: float, seed: int, level_effect: float = 0.5) -> pd.DataFrame:
-    """Visits in memory's columns; time zero is honest: everyone is event-free at the last visit.
+    """Simulate visits in memory's columns; every subject is event-free at its last visit.
 
     Args:
         num_subjects: N.
         slope_effect: log hazard ratio of one standard deviation of the slope.
-        seed: of everything.
+        seed: of all random draws.
         level_effect: log hazard ratio of one standard deviation of the value at the last visit.
     Returns:
-        3 to 6 irregular visits a subject with `marker` (the last value is independent of the slope) and `noise`.
+        3 to 6 irregular visits a subject, times in years, with the features `marker` (its last value is independent of
+        its slope) and `noise`.
     """
     rng = np.random.default_rng(seed)
     rows = []

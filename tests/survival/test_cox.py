@@ -6,10 +6,7 @@ import pytest
 from lifelines import CoxPHFitter
 from samples import naive_loss, survival_data
 
-from runs.errors import InputError
 from survival import cox
-from survival.landmarks import Landmarks
-from survival.link import fit_link, inner_folds, split_rows
 
 
 @pytest.mark.parametrize("ties", ["efron", "breslow"])
@@ -77,38 +74,3 @@ def test_wrong_arguments_are_named():
         cox.risk_sets(np.ones(3), np.ones(4, bool))
     with pytest.raises(ValueError, match="efron"):
         cox.risk_sets(np.ones(3), np.ones(3, bool), None, "exact")  # type: ignore[arg-type]
-
-
-def rows_of(time, event):
-    zeros = np.zeros(len(time), int)
-    return Landmarks(np.arange(len(time)), zeros, zeros.astype(float), zeros, time, event)
-
-
-def test_split_without_an_event_is_refused():
-    rows = rows_of(np.arange(1.0, 5.0), np.array([True, True, False, False]))
-    with pytest.raises(InputError, match="no event among the validation subjects"):
-        split_rows(rows, np.array([[False, False, True, True]]))
-    with pytest.raises(InputError, match="no event among the training subjects"):
-        split_rows(rows, np.array([[True, True, False, False]]))
-
-
-def test_link_learns_from_training_rows_alone(rng):
-    inputs, time, event, _ = survival_data(rng)
-    validation = np.zeros((2, len(time)), bool)
-    validation[0, :20] = validation[1, 20:40] = True
-    rows = rows_of(time, event)
-    _, before = fit_link(inputs, split_rows(rows, validation), 0.1)
-    changed = inputs.copy()
-    changed[:20] = rng.normal(size=(20, 3))
-    loss, after = fit_link(changed, split_rows(rows, validation), 0.1)
-    np.testing.assert_array_equal(before[0], after[0])
-    assert not np.allclose(before[1], after[1])
-    assert np.isfinite(loss)
-
-
-def test_inner_folds_hold_out_everyone_once_and_are_stratified(rng):
-    event = np.arange(50) < 20
-    folds = inner_folds(event, 5, rng)
-    assert (folds.sum(axis=0) == 1).all()
-    assert (folds[:, event].sum(axis=1) == 4).all()
-    assert inner_folds(event, 7, rng).shape == (7, 50)

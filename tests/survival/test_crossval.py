@@ -14,11 +14,11 @@ from survival.link import inner_folds
 COLUMNS = ["log_hazard", "lab"]
 
 
-def arms():
+def models():
     return {
-        crossval.OURS: crossval.linear_arm(COLUMNS, (0.1,), (0.5, 1.0)),
-        "locf_cox": crossval.linear_arm(COLUMNS, (0.1,), ()),
-        "baseline_cox": crossval.linear_arm(COLUMNS, (0.1,), (), baseline_only=True),
+        crossval.OUR_MODEL: crossval.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
+        "locf_cox": crossval.linear_rival(COLUMNS, (0.1,), ()),
+        "baseline_cox": crossval.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
     }
 
 
@@ -38,13 +38,13 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
             seen.append((landmark, set(train["subject"]), set(visits["subject"])))
             return fitted(visits, landmark, years)
 
-        fitted = arms()[crossval.OURS](train, validation)
+        fitted = models()[crossval.OUR_MODEL](train, validation)
         return predict
 
-    figures, predicted = crossval.compare_models(table, {crossval.OURS: spy}, plan())
+    figures, predicted = crossval.compare_models(table, {crossval.OUR_MODEL: spy}, plan())
     assert len(figures) == 2 * 3 * 2
-    held = [visits for _, train, visits in seen if not train & visits]
-    assert len(held) == len(figures)
+    held_out = [visits for _, train, visits in seen if not train & visits]
+    assert len(held_out) == len(figures)
     assert all(train == visits for _, train, visits in seen if train & visits)  # the reference of the censoring
     at_half = predicted[predicted["landmark"] == 0.5]
     counts = at_half.groupby("subject").size()
@@ -53,28 +53,43 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
 
 def test_figures_are_those_of_metrics_on_the_held_out(rng):
     table = random_table(rng, num_subjects=60)
-    figures, predicted = crossval.compare_models(table, arms(), plan())
-    row = figures[(figures["model"] == crossval.OURS) & (figures["landmark"] == 0.5)].iloc[0]
-    said = predicted[(predicted["split"] == "repeat1_fold1") & (predicted["landmark"] == 0.5)]
-    time, event = said["time"].to_numpy(), said["event"].to_numpy(bool)
-    expected = concordance(said["log_hazard"].to_numpy(), np.where(time > 2, 2, time), np.where(time > 2, False, event))
+    figures, predicted = crossval.compare_models(table, models(), plan())
+    row = figures[(figures["model"] == crossval.OUR_MODEL) & (figures["landmark"] == 0.5)].iloc[0]
+    of_fold = predicted[(predicted["split"] == "repeat1_fold1") & (predicted["landmark"] == 0.5)]
+    time, event = of_fold["time"].to_numpy(), of_fold["event"].to_numpy(bool)
+    expected = concordance(
+        of_fold["log_hazard"].to_numpy(), np.where(time > 2, 2, time), np.where(time > 2, False, event)
+    )
     assert row["c_index"] == expected
     assert 0 <= row["ibs"] <= 1
 
 
-def test_baseline_arm_ignores_later_visits(rng):
+def test_baseline_rival_ignores_later_visits(rng):
     table = random_table(rng, num_subjects=60)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     validation = inner_folds(event, 2, rng)
-    predict = arms()["baseline_cox"](table, validation)
+    predict = models()["baseline_cox"](table, validation)
     changed = table.copy()
     changed.loc[table["subject"].duplicated(), COLUMNS] = 5.0
     before, after = (predict(visits, 1.0, np.array([1.0]))["log_hazard"] for visits in (table, changed))
     np.testing.assert_array_equal(before, after)
-    last = arms()["locf_cox"](table, validation)
+    last = models()["locf_cox"](table, validation)
     assert not np.allclose(
         last(table, 1.0, np.array([1.0]))["log_hazard"], last(changed, 1.0, np.array([1.0]))["log_hazard"]
     )
+
+
+def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
+    table = random_table(rng, num_subjects=60)
+    validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
+    rivals = crossval.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
+    alone = models()
+    assert list(rivals) == ["baseline_cox", "locf_cox", "linear_supermodel"]
+    for name, same in (("baseline_cox",) * 2, ("locf_cox",) * 2, ("linear_supermodel", crossval.OUR_MODEL)):
+        log_hazards = [
+            fit(table, validation)(table, 1.0, np.array([1.0]))["log_hazard"] for fit in (rivals[name], alone[same])
+        ]
+        np.testing.assert_array_equal(*log_hazards)
 
 
 def test_difference_and_its_error_by_hand():
@@ -82,7 +97,7 @@ def test_difference_and_its_error_by_hand():
     rows = [
         {"repeat": 1, "fold": fold, "landmark": 0.0, "window": 2.0, "test_share": 0.5, "model": model}
         | {figure: value for figure in crossval.FIGURES}
-        for model, values in ((crossval.OURS, (0.8, 0.9)), ("rival", (0.7, 0.6)))
+        for model, values in ((crossval.OUR_MODEL, (0.8, 0.9)), ("rival", (0.7, 0.6)))
         for fold, value in enumerate(values)
     ]
     summary = crossval.summarise(pd.DataFrame(rows))
@@ -102,15 +117,15 @@ def test_difference_and_its_error_by_hand():
 
 def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds(rng):
     table = random_table(rng, num_subjects=60)
-    figures, _ = crossval.compare_models(table, arms(), plan(landmarks=(0.5,), windows=(500.0,)))
+    figures, _ = crossval.compare_models(table, models(), plan(landmarks=(0.5,), windows=(500.0,)))
     summary = crossval.summarise(figures)["0.5+500"]
-    assert summary[crossval.OURS]["auc"] == {"value": None, "sd": None, "folds": 0}
-    assert summary[crossval.OURS]["c_index"]["folds"] == 6
+    assert summary[crossval.OUR_MODEL]["auc"] == {"value": None, "sd": None, "folds": 0}
+    assert summary[crossval.OUR_MODEL]["c_index"]["folds"] == 6
     assert summary["difference"]["locf_cox"]["auc"]["value"] is None
     assert " -" in crossval.as_text({"0.5+500": summary})
 
 
 def test_curves_are_drawn(rng, tmp_path):
-    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), arms(), plan())
+    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
     crossval.draw_curves(predicted, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -25,6 +25,13 @@ def predicted(rng, num_subjects=40):
     return table.assign(**{f"survival_{year}": curve for year, curve in zip(years, survival.T, strict=True)})
 
 
+def test_the_nearest_baseline_is_of_the_nearest_landmark_in_training():
+    trained = predictor.Predictor(None, (0.0, 1.0, 3.0), np.zeros((1, 1)))
+    assert trained.nearest_baseline(np.array([-1.0, 0.4, 0.5, 0.6, 2.1, 9.0])).tolist() == [0, 0, 0, 1, 2, 2]
+    of_last_visits = predictor.Predictor(None, (), np.zeros((1, 1)))
+    assert of_last_visits.nearest_baseline(np.array([0.0, 7.0])).tolist() == [0, 0]
+
+
 def test_years_are_quarters_and_the_horizons():
     np.testing.assert_array_equal(predictor.curve_years((0.4, 1.0)), [0.25, 0.4, 0.5, 0.75, 1.0])
 

@@ -1,31 +1,15 @@
-"""From a table to inputs, visits and landmarks: causality, training subjects only, edge cases."""
+"""From a table to inputs: causality, training subjects only, edge cases."""
 
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
-from samples import random_table
+from samples import random_table, visits_table
 
 from cohort.tables import feature_columns
 from runs import files
 from runs.errors import InputError
 from survival import preparation
-from survival.landmarks import Visits, landmark_grid, landmarks
-
-
-def visits_table():
-    """Three subjects with 3, 1 and 2 visits; `a` is missing twice; `lab` has a long right tail."""
-    return pd.DataFrame(
-        {
-            "subject": ["p", "p", "p", "q", "r", "r"],
-            "visit_time": [0.0, 0.5, 2.0, 0.0, 0.0, 1.0],
-            "time": [4.0, 4.0, 4.0, 3.0, 1.5, 1.5],
-            "event": [True, True, True, False, True, True],
-            "a": [1.0, np.nan, 3.0, np.nan, 5.0, 6.0],
-            "lab": [1.0, 2.0, 1.5, 1.2, 1.1, 100.0],
-        }
-    )
 
 
 def fitted(table, num_components=2):
@@ -81,9 +65,9 @@ def test_components_equal_scikit_learn(rng):
 
     table = random_table(rng)
     features = table.filter(like="feature_").to_numpy()
-    theirs = PCA(2, whiten=True).fit_transform((features - features.mean(axis=0)) / features.std(axis=0))
+    expected = PCA(2, whiten=True).fit_transform((features - features.mean(axis=0)) / features.std(axis=0))
     ours = fitted(table)(table)[:, 2:4]
-    correlation = np.abs((ours * theirs).mean(axis=0)) / (theirs.std(axis=0) * ours.std(axis=0))
+    correlation = np.abs((ours * expected).mean(axis=0)) / (expected.std(axis=0) * ours.std(axis=0))
     np.testing.assert_allclose(correlation, 1, atol=1e-9)
 
 
@@ -97,45 +81,12 @@ def test_a_constant_column_of_training_becomes_zero(rng):
 def test_kept_as_json_and_restored(rng):
     table = random_table(rng)
     prepare = fitted(table)
-    kept = json.loads(json.dumps(preparation.dataclasses.asdict(prepare), default=files._plain))
-    np.testing.assert_array_equal(preparation.Preparation.restored(kept)(table), prepare(table))
+    saved = json.loads(json.dumps(preparation.dataclasses.asdict(prepare), default=files._plain))
+    np.testing.assert_array_equal(preparation.Preparation.from_json(saved)(table), prepare(table))
     with pytest.raises(ValueError, match="columns"):
-        preparation.Preparation.restored(kept | {"missing": ["lab"]})
+        preparation.Preparation.from_json(saved | {"missing": ["lab"]})
     with pytest.raises(ValueError, match="finite"):
-        preparation.Preparation.restored(kept | {"median": [float("nan")] * len(kept["median"])})
-
-
-def test_visits_are_in_time_major_order_longest_first():
-    table = visits_table()
-    visits = Visits.of(table)
-    assert visits.sizes.tolist() == [3, 2, 1]
-    assert visits.order.tolist() == [0, 4, 3, 1, 5, 2]
-    subject, visit = np.array([0, 1, 2, 0, 2, 0]), np.array([0, 0, 0, 1, 1, 2])
-    assert visits.order[visits.row(subject, visit)].tolist() == [0, 3, 4, 1, 5, 2]
-
-
-def test_landmarks_hold_who_is_event_free_and_cut_histories_there():
-    table = visits_table()
-    rows = landmarks(table, Visits.of(table), (0.0, 1.0, 1.5, 3.5))
-    assert rows.stratum.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
-    assert rows.subject.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0]  # r has its event at 1.5, q ends at 3
-    assert rows.visit.tolist() == [0, 0, 0, 1, 0, 1, 1, 0, 2]
-    assert rows.time.tolist() == [4.0, 3.0, 1.5, 3.0, 2.0, 0.5, 2.5, 1.5, 0.5]
-
-
-def test_nobody_is_predicted_before_the_first_visit():
-    table = visits_table().query("visit_time > 0")
-    rows = landmarks(table, Visits.of(table), (0.0, 0.6))
-    assert rows.subject.tolist() == [0]
-
-
-def test_last_visits_are_the_landmarks_without_a_grid():
-    table = visits_table()
-    rows = landmarks(table, Visits.of(table))
-    assert rows.year.tolist() == [2.0, 0.0, 1.0]
-    assert rows.time.tolist() == [2.0, 3.0, 0.5]
-    unknown = table.drop(columns=["time", "event"])
-    assert np.isnan(landmarks(unknown, Visits.of(unknown)).time).all()
+        preparation.Preparation.from_json(saved | {"median": [float("nan")] * len(saved["median"])})
 
 
 def test_columns_that_say_nothing_are_all_named(rng):
@@ -159,16 +110,3 @@ def test_missing_values_are_counted_aloud(caplog):
     caplog.set_level("INFO")
     preparation.usable_columns({"train": visits_table()})
     assert "2 of 12 values are missing" in caplog.text
-
-
-def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
-    table = visits_table()
-    assert landmark_grid({"t": table}, (0.7, 1.2), 0.5) == (0.0, 0.5, 0.7, 1.0, 1.2)
-    assert landmark_grid({"t": table}, (), 0.5) == ()
-    with pytest.raises(InputError, match=r"landmark 9 in the t: 0 at risk"):
-        landmark_grid({"t": table}, (0.0, 9.0), 0.5)
-
-
-def test_uneven_last_visits_are_warned_of(caplog):
-    landmark_grid({"t": visits_table()}, (), 0.5)
-    assert "Set LANDMARKS" in caplog.text

@@ -1,0 +1,54 @@
+"""The visits' arrangement, and histories cut at landmarks: who is event-free, from which visit, edge cases."""
+
+import numpy as np
+import pytest
+from samples import visits_table
+
+from runs.errors import InputError
+from survival.landmarks import Visits, cut_at_landmarks, landmark_grid
+
+
+def test_visits_are_in_time_major_order_longest_first():
+    table = visits_table()
+    visits = Visits.of(table)
+    assert visits.sizes.tolist() == [3, 2, 1]
+    assert visits.order.tolist() == [0, 4, 3, 1, 5, 2]
+    subject, visit = np.array([0, 1, 2, 0, 2, 0]), np.array([0, 0, 0, 1, 1, 2])
+    assert visits.order[visits.row(subject, visit)].tolist() == [0, 3, 4, 1, 5, 2]
+
+
+def test_landmarks_hold_who_is_event_free_and_cut_histories_there():
+    table = visits_table()
+    rows = cut_at_landmarks(table, Visits.of(table), (0.0, 1.0, 1.5, 3.5))
+    assert rows.stratum.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    assert rows.subject.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0]  # r has its event at 1.5, q ends at 3
+    assert rows.visit.tolist() == [0, 0, 0, 1, 0, 1, 1, 0, 2]
+    assert rows.time.tolist() == [4.0, 3.0, 1.5, 3.0, 2.0, 0.5, 2.5, 1.5, 0.5]
+
+
+def test_nobody_is_predicted_before_the_first_visit():
+    table = visits_table().query("visit_time > 0")
+    rows = cut_at_landmarks(table, Visits.of(table), (0.0, 0.6))
+    assert rows.subject.tolist() == [0]
+
+
+def test_last_visits_are_the_landmarks_without_a_grid():
+    table = visits_table()
+    rows = cut_at_landmarks(table, Visits.of(table))
+    assert rows.year.tolist() == [2.0, 0.0, 1.0]
+    assert rows.time.tolist() == [2.0, 3.0, 0.5]
+    unknown = table.drop(columns=["time", "event"])
+    assert np.isnan(cut_at_landmarks(unknown, Visits.of(unknown)).time).all()
+
+
+def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
+    table = visits_table()
+    assert landmark_grid({"t": table}, (0.7, 1.2), 0.5) == (0.0, 0.5, 0.7, 1.0, 1.2)
+    assert landmark_grid({"t": table}, (), 0.5) == ()
+    with pytest.raises(InputError, match=r"landmark 9 in the t: 0 at risk"):
+        landmark_grid({"t": table}, (0.0, 9.0), 0.5)
+
+
+def test_uneven_last_visits_are_warned_of(caplog):
+    landmark_grid({"t": visits_table()}, (), 0.5)
+    assert "Set LANDMARKS" in caplog.text
