@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from crash.kills import go_on, kill_at
+from kills import go_on, kill_at
 from programs import SMALL, digests, results, run, stages_done, start
 
 

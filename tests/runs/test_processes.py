@@ -179,3 +179,15 @@ def test_a_mistake_of_ours_keeps_its_traceback():
 
     with pytest.raises(KeyError, match="ours"):
         processes.exit_code(run)
+
+
+def test_tensorflow_is_set_up_before_a_programs_work(monkeypatch):
+    """Whichever program starts: oneDNN is off by default on some processors, and training takes twice as long."""
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "1")
+    seen = {}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    assert processes.run_main(lambda: read_config([]), lambda config: seen.update(os.environ)) == 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert seen["TF_ENABLE_ONEDNN_OPTS"] == "1" and seen["TF_CPP_MIN_LOG_LEVEL"] == "1"  # the user's own stays

@@ -45,7 +45,7 @@ def test_a_network_that_differs_by_a_turn_a_scale_and_a_shift_is_brought_back(fe
 
 def test_the_map_is_ridge_regression(features, rng, monkeypatch):
     """Against the closed form, by the normal equations of the centred outputs."""
-    monkeypatch.setattr("crossfit.PENALTIES", [2.0])
+    monkeypatch.setattr("training.crossfit.PENALTIES", [2.0])
     theirs = features["val"].assign(**{name: rng.normal(size=16) for name in OUTPUTS})
     x, y = theirs[OUTPUTS].to_numpy(float), features["val"][OUTPUTS].to_numpy(float)
     centred = x - x.mean(axis=0)

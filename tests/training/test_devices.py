@@ -266,12 +266,12 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
 
 
 def test_slurm_names_the_workers(monkeypatch):
-    from training.devices import _resolver
+    from training.devices import _find_cluster
 
     monkeypatch.delenv("TF_CONFIG", raising=False)
     step = {"PROCID": "1", "STEP_NUM_TASKS": "2", "STEP_NODELIST": "node[07-08]", "STEP_TASKS_PER_NODE": "1(x2)"}
     for name, value in step.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    resolver = _resolver()
+    resolver = _find_cluster()
     assert resolver.cluster_spec().job_tasks("worker") == ["node07:8888", "node08:8888"]
     assert (resolver.task_type, resolver.task_id) == ("worker", 1)
