@@ -265,6 +265,13 @@ def _as_cell(estimate: Mapping, spread: str, sign: str = "") -> str:
     return f"{estimate['value']:{sign}6.3f} ({estimate[spread]:.3f})"
 
 
+def _curves_of(predicted: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending years (T,) and survival (N, T) of one landmark, whose window may have other years than the others."""
+    years, survival = read_curves(predicted.dropna(axis=1, how="all"))
+    ascending = np.argsort(years)
+    return years[ascending], survival[:, ascending]
+
+
 def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
     """Draw the mean predicted survival of the thirds of risk at each landmark, beside their Kaplan-Meier curves.
 
@@ -278,8 +285,8 @@ def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
     landmarks = sorted(predicted["landmark"].unique())
     figure = Figure(figsize=(4.2 * len(landmarks), 3.6), layout="constrained")
     for axes, landmark in zip(figure.subplots(1, len(landmarks), squeeze=False)[0], landmarks, strict=True):
-        at_landmark = predicted[predicted["landmark"] == landmark].dropna(axis=1, how="all")
-        years, survival = read_curves(at_landmark)
+        at_landmark = predicted[predicted["landmark"] == landmark]
+        years, survival = _curves_of(at_landmark)
         third = pd.qcut(at_landmark["log_hazard"].rank(method="first"), 3, labels=False).to_numpy()
         for number, (name, colour) in enumerate(zip(("low", "middle", "high"), COLOURS, strict=True)):
             group = at_landmark[third == number]

@@ -129,3 +129,12 @@ def test_curves_are_drawn(rng, tmp_path):
     _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
     crossval.draw_curves(predicted, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_landmarks_curves_run_forward_in_time(rng):
+    """The second window is shorter, so some of its years stand behind longer ones in the table of both."""
+    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
+    for landmark, window in ((0.5, 2.0), (1.0, 1.0)):
+        years, survival = crossval._curves_of(predicted[predicted["landmark"] == landmark])
+        np.testing.assert_allclose(years, window * np.arange(1, 21) / 20)
+        assert (np.diff(survival, axis=1) <= 0).all()
