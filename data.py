@@ -181,7 +181,7 @@ class _Stored:
 
 def build_cache(
     table: pd.DataFrame,
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     *,
     folder: str | Path,
     jobs: int = -1,
@@ -193,8 +193,8 @@ def build_cache(
 
     Args:
         table: with `scan` and `nifti_path`.
-        how: the shape, the grid and the limits of the volumes.
-        folder: of the cache; an entry's name is a hash of the file's bytes and of `how`, so runs may share it.
+        preprocessing: the shape, the grid and the limits of the volumes.
+        folder: of the cache; an entry's name is a hash of the file's bytes and of the preprocessing, so runs share it.
         jobs: processes here; -1: one a core.
         scheduler: of a Dask cluster whose workers preprocess instead; see `cluster.workers`.
     Returns:
@@ -206,9 +206,9 @@ def build_cache(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     paths = table["nifti_path"].to_list()
-    grids = (_readable_grid(path, how.max_voxels) for path in paths)
-    reference = how.reference or next((grid for grid in grids if grid is not None), None)
-    store = partial(_try_to_store, folder=folder, how=replace(how, reference=reference))
+    grids = (_readable_grid(path, preprocessing.max_voxels) for path in paths)
+    reference = preprocessing.reference or next((grid for grid in grids if grid is not None), None)
+    store = partial(_try_to_store, folder=folder, preprocessing=replace(preprocessing, reference=reference))
     with workers(scheduler) as portable:
         tasks = (delayed(portable(store))(path) for path in paths)
         done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
@@ -220,7 +220,7 @@ def build_cache(
     ]
     raise_if_any("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
     assert reference is not None  # else every scan was refused
-    cache = Cache(reference, reference.resized(how.shape), num_built=sum(result.built for result in stored))
+    cache = Cache(reference, reference.resized(preprocessing.shape), num_built=sum(result.built for result in stored))
     return table.assign(cache_entry=[str(result.entry) for result in stored]), cache
 
 
@@ -231,33 +231,37 @@ def _readable_grid(path: str, max_voxels: int) -> Grid | None:
         return None  # `_store` says why
 
 
-def _try_to_store(path: str, *, folder: Path, how: Preprocessing) -> _Stored:
+def _try_to_store(path: str, *, folder: Path, preprocessing: Preprocessing) -> _Stored:
     """Store one scan; an error is kept, so that every bad scan of a table can be named at once."""
     try:
-        return _store(path, folder, how)
+        return _store(path, folder, preprocessing)
     except InputError as error:
         return _Stored(error=error)
 
 
-def _store(path: str, folder: Path, how: Preprocessing) -> _Stored:
+def _store(path: str, folder: Path, preprocessing: Preprocessing) -> _Stored:
     """Preprocess one scan and write its entry, unless that is there already.
 
     Raises:
         InputError: the scan can't be used.
     """
-    reference = how.reference
+    reference = preprocessing.reference
     try:
-        scan = open_scan(path, how.max_voxels)
-        if not how.resample and reference is not None:
+        scan = open_scan(path, preprocessing.max_voxels)
+        if not preprocessing.resample and reference is not None:
             check_grid(grid_of(scan), reference)
-        settings = [VERSION, how.shape, reference.describe() if how.resample and reference is not None else ""]
+        settings = [
+            VERSION,
+            preprocessing.shape,
+            reference.describe() if preprocessing.resample and reference is not None else "",
+        ]
         key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=20)
         with open(path, "rb") as file:
             key.update(hashlib.file_digest(file, "blake2b").digest())
         entry = folder / f"{key.hexdigest()}.npy"
-        if is_whole(entry, how.shape):
+        if is_whole(entry, preprocessing.shape):
             return _Stored(entry)
-        values = preprocess(_image(scan), how.shape, reference if how.resample else None)
+        values = preprocess(_image(scan), preprocessing.shape, reference if preprocessing.resample else None)
     except OSError as error:
         raise InputError(f"expected a NIfTI volume, can't read it: {error}") from error
     with written_whole(entry) as part:

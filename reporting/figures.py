@@ -24,7 +24,7 @@ from runs.files import written_whole
 from survival.estimands import read_curves
 
 BLACK, GREY = "#000000", "#767676"
-BLUE, VERMILION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
+BLUE, VERMILION, GREEN, SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
 WIDTH = 6.9  # inches: the full width of a journal's page
 STYLED = matplotlib.rc_context(
     {
