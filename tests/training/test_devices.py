@@ -200,6 +200,7 @@ def test_a_signal_to_one_worker_stops_all_after_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_two_workers_run_the_pipeline(tmp_path):
     """main.py on both: the first does every stage, and its features are those of one process."""
     arguments = (*programs.SMALL, "--NORM=group", "--STAGES=cnn,features,tlstm,report")
@@ -212,7 +213,7 @@ def test_two_workers_run_the_pipeline(tmp_path):
             programs.start(*together, env=os.environ | {"TF_CONFIG": first}),
             programs.start(*together, *own, env=os.environ | {"TF_CONFIG": second}),
         ]
-        said = [process.communicate(timeout=280)[1] for process in running]
+        said = [process.communicate(timeout=600)[1] for process in running]  # a lost worker is told after 2 minutes
         assert [process.returncode for process in running] == codes, said
         if own:
             assert "This worker's settings or input are not the first one's: WIDTH." in said[1]
