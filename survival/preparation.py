@@ -115,7 +115,8 @@ class Preparation:
             KeyError, TypeError, ValueError: not what `asdict` gave, or numbers that are not finite.
         """
         median = np.asarray(saved["median"], float)
-        components = np.asarray(saved["components"], float).reshape(-1, int(_is_image(saved["columns"]).sum()))
+        shape = (len(saved["components"]), int(_is_image(saved["columns"]).sum()))  # K or the image features may be 0
+        components = np.asarray(saved["components"], float).reshape(shape)
         scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
         columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
         restored = cls(columns, missing, logged, median, scales[0], components, *scales[1:])
