@@ -125,11 +125,12 @@ def _late_visits(predictor: Predictor, table: pd.DataFrame) -> Iterator[Finding]
     """First visits that lie later than any first visit of training, and last visits later than any visit."""
     seen, visits = predictor.prepare.seen, table["visit_time"].groupby(table["subject"].astype(str))
     latest_first = seen.first_visit if seen is not None else 0.0
-    limits = [max(predictor.grid)] if predictor.grid else []  # later visits were in no history that it was trained on
-    limits += [seen.last_visit] if seen is not None else []
+    limits = [(max(predictor.grid), "the last landmark")] if predictor.grid else []  # no history of training went on
+    limits += [(seen.last_visit, "any visit")] if seen is not None else []
     causes = [(visits.min(), latest_first, f"the first visit is not at {_at_most(latest_first)}")]
     if limits:
-        causes.append((visits.max(), min(limits), f"visits are later than any in training, {min(limits):.2f} years"))
+        limit, what = min(limits)
+        causes.append((visits.max(), limit, f"visits are later than {what} of training, {limit:.2f} years"))
     for times, limit, cause in causes:
         late = times[times > limit + LEAST_YEARS]
         yield from ((str(who), cause, f"{years:.2f} years") for who, years in late.items())

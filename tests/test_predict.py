@@ -209,7 +209,7 @@ def test_what_lies_beyond_training_is_told_by_subject(rng, tmp_path, caplog):
         for words in (
             "age is missing at every visit",
             "the first visit is not at 0: 0.50",
-            "later than any in training",
+            "later than any visit of training",
         ):
             assert words in text
 

@@ -111,7 +111,7 @@ def test_first_and_last_visits_beyond_training_are_named(rng):
         "the first visit is not at 0": "0.25 years"
     }
     assert causes(predictor, new_subject(table, visit_time=[0.0, 36.0])) == {
-        f"visits are later than any in training, {last:.2f} years": "36.00 years"
+        f"visits are later than any visit of training, {last:.2f} years": "36.00 years"
     }
     late_starters = predictor_of(table.assign(visit_time=table["visit_time"] + 0.5))
     assert causes(late_starters, new_subject(table, visit_time=[0.25, 0.5])) == {}
@@ -125,7 +125,7 @@ def test_a_model_of_landmarks_knows_no_visit_after_its_last(rng):
     predictor = predictor_of(table, grid=(0.0, 1.0))
     assert causes(predictor, new_subject(table, visit_time=[0.0, 1.0])) == {}
     assert causes(predictor, new_subject(table, visit_time=[0.0, 2.0])) == {
-        "visits are later than any in training, 1.00 years": "2.00 years"
+        "visits are later than the last landmark of training, 1.00 years": "2.00 years"
     }
 
 
