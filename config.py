@@ -70,7 +70,8 @@ class Config(BaseSettings):
     """Hours of wall clock after which the run saves, stops and ends with exit code 143; the same command goes on."""
 
     PREDICT_CSV: Path | None = None
-    """`python predict.py` alone: scans of new subjects, `subjectid, imageid, visit_time`; outcomes are not read."""
+    """`python predict.py` alone: scans of new subjects, `subjectid, imageid, visit_time`, in the run's TIME_UNIT, with
+    the covariates that the run was trained on; outcomes are not read."""
 
     # ---- The simulated cohort, when COHORT_CSV is unset ---------------------------------------------
     SIM_SUBJECTS: Annotated[int, Field(ge=12)] = 300

@@ -1,64 +1,79 @@
 """A trained run and scans of new subjects: their risk and their survival curves.
 
 python predict.py --OUTPUT_DIR outputs --PREDICT_CSV new.csv     writes outputs/predictions/new.csv
+
+The run's record gives every setting that a prediction depends on, so new scans are read, preprocessed and predicted as
+those of the run were. The settings of FOR_THIS_PREDICTION alone may differ: where things lie, and what computes.
 """
 
 import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cohort.grid import Grid
-from cohort.tables import ON_DISK, read_scans
+from cohort.tables import ON_DISK, feature_columns, read_scans
 from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
-from runs.files import written_whole
-from runs.manifest import RECORD, damage_lines, find_damage, read_record
+from runs.files import read_json, written_whole
+from runs.manifest import RECORD, RunRecord, damage_lines, find_damage, read_record
 from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival.predictor import curve_years
+from survival.ranges import by_subject, find_out_of_range, lines_of
+
+FOR_THIS_PREDICTION = ("OUTPUT_DIR", "PREDICT_CSV", "MRI_FOLDER", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER", "MAX_HOURS")
+SHOWN = ("TIME_UNIT", "RESAMPLE", "MAX_VOXELS", "MRI_FOLDER")  # settings that say how the new table and scans are read
+logger = logging.getLogger(__name__)
 
 
-def predict(config: Config) -> Path:
+def predict(asked: Config) -> Path:
     """Predict from each new subject's visits up to the last.
 
     Args:
-        config: OUTPUT_DIR is the trained run; PREDICT_CSV the new scans; how to preprocess is the run's.
+        asked: OUTPUT_DIR is the trained run; PREDICT_CSV the new scans; MRI_FOLDER, unless it is set, the run's.
     Returns:
-        The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…`.
+        The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…, out_of_range`
+        (what of a subject lies beyond the training subjects; empty: nothing).
     Raises:
-        InputError: no finished run, or not as it was; scans that can't be used, or not of the run's space.
+        InputError: no finished run, or not as it was; settings that contradict it; columns that its model needs are
+            absent; scans that can't be used, or not of the run's space.
     """
-    if config.PREDICT_CSV is None:
+    if asked.PREDICT_CSV is None:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
-    trained, grid = _read_run(config.OUTPUT_DIR)
-    table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    trained, grid = _read_run(asked.OUTPUT_DIR)
+    config = _settings_of_run(trained, asked)
+    table = read_scans(asked.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    _check_columns(table, config, asked.PREDICT_CSV)
+    last = table.groupby("subject")["visit_time"].max()
+    years = f"{last.min():.2f} to {last.max():.2f} years"
+    logger.info("%d subjects, %d scans; each is predicted from the last visit, %s", len(last), len(table), years)
     table, _ = build_cache(
         table,
-        Preprocessing(trained.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),
+        Preprocessing(config.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),
         folder=cache_folder(config),
         jobs=config.NUM_WORKERS,
         scheduler=config.SCHEDULER,
     )
-    features = _features(config.OUTPUT_DIR, trained, table)
-    from tlstm import load
-
-    predicted = load(config.OUTPUT_DIR / "tlstm").predict(features, (), years=curve_years(trained.HORIZONS))
-    path = config.OUTPUT_DIR / "predictions" / f"{config.PREDICT_CSV.stem}.csv"
+    predicted = _predict_table(config, _features(config, table))
+    path = config.OUTPUT_DIR / "predictions" / f"{asked.PREDICT_CSV.stem}.csv"
     with written_whole(path) as part:
         predicted.drop(columns=["time", "event"]).rename(columns=ON_DISK).to_csv(part, index=False)
     return path
 
 
+# ---- The run ---------------------------------------------------------------------------------------
 def _read_run(folder: Path) -> tuple[Config, Grid]:
     """The settings of a finished run, and the grid of its scans.
 
     Raises:
-        InputError: there is no finished run, its files are damaged, or its record can't be read.
+        InputError: there is no finished run, its files are damaged, its stages are of different settings, or its record
+            can't be read.
     """
     record = read_record(folder)
     stages = record.get("stages", {})
@@ -69,11 +84,12 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         raise_if_any(
             f"{folder} is not as its run left it", damage_lines(damage), "Run main.py again, which makes them anew."
         )
+        settings = record["settings"] | _needs_of_stages(record, folder)
         x, y, z = map(int, record["grid"]["shape"])
         affine = np.array(record["grid"]["affine"], float)
         if affine.shape != (4, 4):
             raise ValueError(f"expected an affine of 4 x 4, received {affine.shape}")
-        return Config(**record["settings"]), Grid((x, y, z), affine)
+        return Config(**settings), Grid((x, y, z), affine)
     except InputError:
         raise
     except (LookupError, TypeError, ValueError) as error:
@@ -82,13 +98,103 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         ) from error
 
 
-def _features(folder: Path, trained: Config, table: pd.DataFrame) -> pd.DataFrame:
+def _needs_of_stages(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The settings that the two stages were trained with; the record's others are those of the last command.
+
+    Raises:
+        InputError: stage 1 was trained anew after stage 2, with another setting or input; names each.
+    """
+    cnn, tlstm = (record["stages"][name].get("needs", {}) for name in ("cnn", "tlstm"))
+    problems = [
+        f"{name}: {was} for stage 2, {cnn[name]} for stage 1"
+        for name, was in tlstm.items()
+        if name in cnn and cnn[name] != was
+    ]
+    mend = "Run main.py again with STAGES=cnn,features,tlstm, so that stage 2 learns from this stage 1."
+    raise_if_any(f"{folder}: stage 2 was trained on the features of another stage 1", problems, mend)
+    return {name: value for name, value in (cnn | tlstm).items() if name in Config.model_fields}
+
+
+def _settings_of_run(trained: Config, asked: Config) -> Config:
+    """The settings of a prediction: the run's, but for FOR_THIS_PREDICTION.
+
+    Raises:
+        InputError: names each setting of the command line that contradicts the run.
+    """
+    problems = [
+        f"{name}: the run has {_shown(trained, name)}, received {_shown(asked, name)}"
+        for name in Config.model_fields
+        if name in asked.model_fields_set and name not in FOR_THIS_PREDICTION
+        if getattr(asked, name) != getattr(trained, name)
+    ]
+    raise_if_any(
+        f"Settings contradict the run in {asked.OUTPUT_DIR}",
+        problems,
+        "Leave them out: new scans are read and predicted with the run's settings. A table in another unit of time has "
+        "to be converted first.",
+    )
+    own = {name: getattr(asked, name) for name in FOR_THIS_PREDICTION}
+    if "MRI_FOLDER" not in asked.model_fields_set:
+        del own["MRI_FOLDER"]
+    config = trained.model_copy(update=own)
+    logger.info("settings of the run: %s", ", ".join(f"{name} {_shown(config, name)}" for name in SHOWN))
+    return config
+
+
+def _shown(config: Config, name: str) -> str:
+    """A setting as one types it."""
+    value = getattr(config, name)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# ---- The prediction ----------------------------------------------------------------------------------
+def _check_columns(table: pd.DataFrame, config: Config, path: Path) -> None:
+    """Refuse a table without a column that the model needs, or with one that stage 1 makes, before it is preprocessed.
+
+    Raises:
+        InputError: names each column.
+    """
+    model = config.OUTPUT_DIR / "tlstm" / "model.json"
+    try:
+        needed = [str(name) for name in read_json(model)["prepare"]["columns"]]
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{model}: expected a trained model, received another. Run main.py again.") from error
+    of_stage1 = {"log_hazard", *(f"feature_{number}" for number in range(1, 8 * config.WIDTH + 1))}
+    given = feature_columns(table)
+    problems = [
+        f"{name}: the model was trained on it; found no column of numbers of that name"
+        for name in needed
+        if name not in of_stage1 and name not in given
+    ]
+    problems += [f"{name}: stage 1 makes a column of this name" for name in given if name in of_stage1]
+    raise_if_any(f"{path}: columns can't be used", problems, "Add the columns that are absent; drop stage 1's.")
+    if unused := [name for name in given if name not in needed]:
+        logger.info("%s: not used, since the model was not trained on them: %s", path, ", ".join(unused))
+
+
+def _features(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     """The feature table of new scans by the network of a run."""
     from training.stage1 import Stage1
 
-    stage1 = Stage1(trained, fix_threads(folder))
-    stage1.load(folder / "cnn")
+    stage1 = Stage1(config, fix_threads(config.OUTPUT_DIR))
+    stage1.load(config.OUTPUT_DIR / "cnn")
     return stage1.features(table)
+
+
+def _predict_table(config: Config, features: pd.DataFrame) -> pd.DataFrame:
+    """The predictions from a table of features, with what lies beyond training; that is said on the screen too."""
+    from tlstm import load
+
+    predictor = load(config.OUTPUT_DIR / "tlstm")
+    predicted = predictor.predict(features, (), years=curve_years(config.HORIZONS))
+    found = find_out_of_range(predictor, features)
+    for line in lines_of(found, len(predicted)):
+        logger.warning("out of range: %s", line)
+    if found.empty:
+        logger.info("nothing of the %d subjects lies beyond the training subjects", len(predicted))
+    return predicted.assign(out_of_range=by_subject(found, predicted["subject"]))
 
 
 def main(arguments: list[str]) -> int:

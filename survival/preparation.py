@@ -43,6 +43,33 @@ class Scale:
 
 
 @dataclasses.dataclass(frozen=True)
+class Seen:
+    """What the training subjects' visits spanned, so that a new subject unlike them can be told.
+
+    G values of a visit: the standardised columns that are not `feature_<n>`, then the K scores.
+    """
+
+    low: np.ndarray  # (G,) lowest
+    high: np.ndarray  # (G,) highest
+    spread: np.ndarray  # (G,) standard deviation; 0 for a constant column
+    first_visit: float  # the latest first visit, years
+    last_visit: float  # the latest visit, years
+
+    @classmethod
+    def of(cls, values: np.ndarray, table: pd.DataFrame) -> "Seen":
+        """Span the values (M, G) and the times of the M visits of `table`."""
+        first = table.groupby("subject", sort=False)["visit_time"].min()
+        low, high = values.min(axis=0), values.max(axis=0)
+        return cls(low, high, values.std(axis=0), float(first.max()), float(table["visit_time"].max()))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Seen":
+        """Restore what `dataclasses.asdict` gave, after a way through JSON; what is none raises as `Preparation`'s."""
+        low, high, spread = (np.asarray(saved[name], float) for name in ("low", "high", "spread"))
+        return cls(low, high, spread, float(saved["first_visit"]), float(saved["last_visit"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Preparation:
     """How the F columns of a table become the P inputs of stage 2, fitted on training subjects.
 
@@ -60,6 +87,7 @@ class Preparation:
     components: np.ndarray  # (K, image features); the first score has unit variance, the others less
     state: Scale  # of values, indicators and times together
     change: Scale  # of the changes since the first visit
+    seen: Seen | None = None  # None: saved by a version that did not keep it
 
     @classmethod
     def fit(cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int) -> "Preparation":
@@ -86,7 +114,8 @@ class Preparation:
         for factor in (state_scale.factor, change_scale.factor):  # one for all components: a ridge shrinks small ones
             shared = factor[np.count_nonzero(~_is_image(columns)) :][: len(components)]
             shared[:] = shared.min(initial=np.inf)
-        return dataclasses.replace(draft, state=state_scale, change=change_scale)
+        seen = Seen.of(state[:, : change.shape[1]], table)
+        return dataclasses.replace(draft, state=state_scale, change=change_scale, seen=seen)
 
     def __call__(self, table: pd.DataFrame) -> np.ndarray:
         """Compute the inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
@@ -115,12 +144,16 @@ class Preparation:
             KeyError, TypeError, ValueError: not what `asdict` gave, or numbers that are not finite.
         """
         median = np.asarray(saved["median"], float)
-        components = np.asarray(saved["components"], float).reshape(-1, int(_is_image(saved["columns"]).sum()))
+        shape = (len(saved["components"]), int(_is_image(saved["columns"]).sum()))  # K or the image features may be 0
+        components = np.asarray(saved["components"], float).reshape(shape)
         scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
         columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
-        restored = cls(columns, missing, logged, median, scales[0], components, *scales[1:])
+        seen = Seen.from_json(saved["seen"]) if saved.get("seen") is not None else None
+        scale, state, change = scales
+        restored = cls(columns, missing, logged, median, scale, components, state, change, seen)
         restored._check_sizes()
-        arrays = (median, components, *(array for scale in scales for array in (scale.centre, scale.factor)))
+        arrays = [median, components, *(array for fitted in scales for array in (fitted.centre, fitted.factor))]
+        arrays += dataclasses.astuple(seen) if seen is not None else ()
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("prepare: expected finite numbers")
         return restored
@@ -133,13 +166,19 @@ class Preparation:
             received = (scale.centre.shape, scale.factor.shape)
             if received != ((size,), (size,)) or len(self.median) != len(self.columns):
                 raise ValueError(f"prepare: expected {size} columns, received {scale.centre.shape}")
+        for array in (self.seen.low, self.seen.high, self.seen.spread) if self.seen is not None else ():
+            if array.shape != (num_values,):
+                raise ValueError(f"seen: expected {num_values} columns, received {array.shape}")
+
+    def values(self, table: pd.DataFrame) -> np.ndarray:
+        """Compute the (M, G) values of every visit, as in `Seen`: standardised columns, then scores."""
+        carried = _carry_forward(_take_logarithms(table, self.columns, self.logged), table["subject"], self.median)
+        scaled, is_image = self.scale(carried), _is_image(self.columns)  # (M, F), (F,)
+        return np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
 
     def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
-        carried = _carry_forward(_take_logarithms(table, self.columns, self.logged), table["subject"], self.median)
-        scaled = self.scale(carried)  # (M, F)
-        is_image = _is_image(self.columns)
-        values = np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
+        values = self.values(table)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
         is_missing = table[list(self.missing)].isna().to_numpy(float)
         times = np.log1p(np.stack([years_since_last(table), table["visit_time"].to_numpy(float)], axis=1))

@@ -138,6 +138,9 @@ def test_new_scans_are_predicted_as_old_ones_were(finished, tmp_path):
     expected = pd.read_csv(folder / "tlstm" / "predictions.csv").query("split == 'test'").set_index("subjectid")
     np.testing.assert_allclose(found["log_hazard"], expected.loc[found.index, "log_hazard"], atol=1e-4)
     assert "time" not in found and "survival_2.0" in found
+    assert list(found.columns)[-1] == "out_of_range"
+    done = run(f"--OUTPUT_DIR={folder}", f"--PREDICT_CSV={tmp_path / 'new.csv'}", "--WIDTH=8", program="predict.py")
+    assert done.returncode == 2 and "WIDTH: the run has 4, received 8" in done.stderr
 
 
 def test_what_is_done_is_not_repeated_and_a_changed_setting_is(finished):

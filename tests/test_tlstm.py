@@ -370,6 +370,49 @@ def test_saved_and_loaded_predicts_the_same(rng, tmp_path):
         tlstm.load(tmp_path).predict(unknown.drop(columns="lab"), years=YEARS)
 
 
+def visits_with(rng, columns, *, with_missing=False, num_visits=None):
+    """Visits of 40 subjects with these columns; a fifth of the values may be missing."""
+    table = random_table(rng, num_subjects=40).drop(columns=["log_hazard", "lab"])
+    table = table[["subject", "visit_time", "time", "event"]]
+    if num_visits is not None:
+        table = table[table.groupby("subject").cumcount() < num_visits].reset_index(drop=True)
+    for name in columns:
+        values = pd.Series(rng.gamma(2.0, size=len(table)))
+        table[name] = values.mask(rng.random(len(table)) < 0.2) if with_missing else values
+    return table
+
+
+SAVED = {  # columns, how they are, settings of the model
+    "laboratory values alone": (["bilirubin", "albumin"], {}, {}),
+    "one column": (["bilirubin"], {}, {}),
+    "one column with missing values": (["bilirubin"], {"with_missing": True}, {}),
+    "features of scans alone": (["feature_1", "feature_2", "feature_3"], {}, {}),
+    "one feature of scans": (["feature_7"], {}, {}),
+    "features of scans that no component stands for": (["feature_1", "feature_2"], {}, {"components": (0,)}),
+    "both, with missing values": (["feature_1", "feature_2", "albumin"], {"with_missing": True}, {}),
+    "both, no component": (["feature_1", "albumin"], {}, {"components": (0,)}),
+    "without attention": (["albumin"], {}, {"pool": "last"}),
+    "without a link": (["albumin", "feature_1"], {}, {"link": False}),
+    "one visit a subject": (["albumin"], {"num_visits": 1}, {}),
+    "a name with blanks and accents": (["Größe, in cm"], {}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("grid", [(), (0.5, 1.0)])
+def test_whatever_was_saved_is_read_back_and_predicts_the_same(rng, tmp_path, kind, grid):
+    columns, how, changed = SAVED[kind]
+    table = visits_with(rng, columns, **how)
+    predictor, _ = fitted(table, dataclasses.replace(QUICK, **changed), grid)
+    tlstm.save(predictor, tmp_path)
+    restored = tlstm.load(tmp_path)
+    for new in (table, table.head(1), visits_with(rng, columns, with_missing=True)):
+        pd.testing.assert_frame_equal(restored.predict(new, years=YEARS), predictor.predict(new, years=YEARS))
+    tlstm.save(restored, tmp_path / "again")
+    for name in ("model.json", "model.pt"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
 def test_a_damaged_model_is_refused(rng, tmp_path):
     predictor, _ = fitted(random_table(rng))
     with pytest.raises(InputError, match="found none"):

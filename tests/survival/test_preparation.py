@@ -89,6 +89,17 @@ def test_kept_as_json_and_restored(rng):
         preparation.Preparation.from_json(saved | {"median": [float("nan")] * len(saved["median"])})
 
 
+@pytest.mark.parametrize("columns", [["lab"], ["log_hazard", "lab"], ["feature_0"], ["feature_0", "feature_1", "lab"]])
+@pytest.mark.parametrize("num_components", [0, 2])
+def test_any_columns_are_kept_as_json_and_restored(rng, columns, num_components):
+    table = random_table(rng)
+    prepare = preparation.Preparation.fit(table, columns, num_components=num_components)
+    saved = json.loads(json.dumps(preparation.dataclasses.asdict(prepare), default=files._plain))
+    restored = preparation.Preparation.from_json(saved)
+    assert restored.components.shape == prepare.components.shape
+    np.testing.assert_array_equal(restored(table), prepare(table))
+
+
 def test_columns_that_say_nothing_are_all_named(rng):
     table = random_table(rng).assign(flat=1.0, empty=np.nan)
     with pytest.raises(InputError, match=r"(?s)\(2\).*flat: one value, 1.*empty: every value is missing"):

@@ -1,0 +1,232 @@
+"""Predicting new scans: the run's record decides; what the tables tell is refused first; whom the model never saw."""
+
+import dataclasses
+import json
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+import predict
+import tlstm
+from config import Config
+from runs.record import THE_INPUT, Record
+from survival.link import inner_folds
+
+WIDTH = 4
+STAGE1 = ["log_hazard", *(f"feature_{number}" for number in range(1, 8 * WIDTH + 1))]
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+QUICK = dict(NUM_SEEDS=2, HIDDEN=4, TLSTM_EPOCHS=2, COMPONENTS=(2,), PENALTIES=(0.1,))
+
+
+def write_scan(path, rng, shape=(16, 16, 16)):
+    path.parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(rng.uniform(1, 2, shape).astype(np.float32), AFFINE), path)
+
+
+def training_table(rng, *, covariate):
+    """30 subjects, 3 visits within a year, stage 1's columns, `age` between 60 and 80 if it is wanted."""
+    table = pd.DataFrame({"subject": np.repeat([f"s{number:02d}" for number in range(30)], 3)})
+    table["visit_time"] = np.tile([0.0, 0.5, 1.0], 30)
+    table["time"], table["event"] = np.repeat(1.1 + rng.exponential(3, 30), 3), np.repeat(rng.random(30) < 0.6, 3)
+    values = pd.DataFrame(rng.normal(size=(90, len(STAGE1))), columns=STAGE1)
+    ages = {"age": rng.uniform(60, 80, 90)} if covariate else {}
+    return pd.concat([table, values], axis=1).assign(**ages)
+
+
+def trained_run(folder, rng, *, covariate=True, **settings):
+    """A run's folder as two finished stages leave it; stage 1 is never loaded here, so it is a file of any content."""
+    settings = {"WIDTH": WIDTH, "TARGET_SHAPE": (16, 16, 16), "NUM_WORKERS": 1, **QUICK} | settings
+    config = Config(OUTPUT_DIR=folder, **settings)
+    grid = {"shape": (16, 16, 16), "affine": AFFINE.tolist()}
+    record = Record(folder, config.model_dump(mode="json"), inputs="the cohort", grid=grid, threads=1)
+    with record.running("cnn"):
+        (folder / "cnn").mkdir(parents=True)
+        (folder / "cnn" / "best.weights.h5").write_text("weights")
+    table = training_table(rng, covariate=covariate)
+    columns = [*STAGE1, "age"] if covariate else STAGE1
+    validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
+    predictor, _ = tlstm.fit(table, validation, columns, grid=(), settings=tlstm.Settings.of(config))
+    with record.running("tlstm"):
+        tlstm.save(predictor, folder / "tlstm")
+    return folder
+
+
+def new_scans(path, rng, *, visits=(0.0, 0.5), folder="mri", **columns):
+    """A table of two new subjects and their scans in `folder` beside it."""
+    table = pd.DataFrame({"subjectid": np.repeat(["n1", "n2"], len(visits)), "visit_time": [*visits] * 2})
+    table["imageid"] = [f"I{row}" for row in range(len(table))]
+    for image in table["imageid"]:
+        write_scan(path.parent / folder / f"{image}.nii.gz", rng)
+    table.assign(**columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def features_by_no_network(monkeypatch):
+    """The features that stage 1 would give; the settings that it was built with are kept."""
+    built_with = []
+
+    def features(config, table):
+        built_with.append(config)
+        values = np.random.default_rng(1).normal(size=(len(table), len(STAGE1)))
+        table = table.drop(columns=["nifti_path", "cache_entry"])
+        return pd.concat([table, pd.DataFrame(values, columns=STAGE1)], axis=1)
+
+    monkeypatch.setattr(predict, "_features", features)
+    return built_with
+
+
+def run_here(folder, csv, *arguments):
+    return predict.main([f"--OUTPUT_DIR={folder}", f"--PREDICT_CSV={csv}", *arguments])
+
+
+def predictions(folder, name="new"):
+    return pd.read_csv(folder / "predictions" / f"{name}.csv", keep_default_na=False)
+
+
+# ---- The record of the run decides -------------------------------------------------------------------
+@pytest.mark.parametrize(("unit", "half_a_year"), [("years", 0.5), ("months", 6.0), ("days", 182.625)])
+def test_the_unit_of_time_is_the_runs(rng, tmp_path, unit, half_a_year):
+    mri = {"MRI_FOLDER": tmp_path / "mri"}
+    folder = trained_run(tmp_path / "o", rng, TIME_UNIT=unit, covariate=False, **mri)
+    csv = new_scans(tmp_path / "new.csv", rng, visits=(0.0, half_a_year))
+    for arguments in ((), (f"--TIME_UNIT={unit}",)):
+        assert run_here(folder, csv, *arguments) == 0
+        np.testing.assert_allclose(predictions(folder)["landmark"], 0.5)
+
+
+def test_the_folder_of_scans_is_the_runs_unless_it_is_given(rng, tmp_path, capsys):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, folder="elsewhere")
+    assert run_here(folder, csv) == 2
+    assert f"found none at '{tmp_path / 'mri' / 'I0.nii.gz'}'" in capsys.readouterr().err
+    assert run_here(folder, csv, f"--MRI_FOLDER={tmp_path / 'elsewhere'}") == 0
+
+
+@pytest.mark.parametrize("resample", [True, False])
+def test_scans_of_another_grid_are_treated_as_the_run_treats_them(rng, tmp_path, capsys, resample):
+    mri = {"MRI_FOLDER": tmp_path / "mri"}
+    folder = trained_run(tmp_path / "o", rng, covariate=False, RESAMPLE=resample, **mri)
+    csv = new_scans(tmp_path / "new.csv", rng)
+    write_scan(tmp_path / "mri" / "I1.nii.gz", rng, shape=(18, 16, 16))
+    assert run_here(folder, csv) == (0 if resample else 2)
+    assert resample or "I1: " in capsys.readouterr().err
+
+
+def test_the_largest_scan_is_the_runs(rng, tmp_path, capsys):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MAX_VOXELS=4000, MRI_FOLDER=tmp_path / "mri")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 2
+    assert "4000" in capsys.readouterr().err  # 16 x 16 x 16 are 4096
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--TIME_UNIT=years"], ["TIME_UNIT: the run has months, received years"]),
+        (["--RESAMPLE", "--MAX_VOXELS=9"], ["RESAMPLE: the run has off, received on", "MAX_VOXELS: the run has 134"]),
+        (["--TARGET_SHAPE=24,24,24", "--SEED=3"], ["TARGET_SHAPE: the run has 16,16,16, received 24,24,24", "SEED: "]),
+        (["--HORIZONS=1", "--TIME_UNIT=months"], ["HORIZONS: the run has 2.0,3.0,5.0, received 1.0"]),
+        (["--COHORT_CSV=c.csv"], ["COHORT_CSV: the run has None, received c.csv"]),
+    ],
+)
+def test_settings_that_contradict_the_run_are_all_named(rng, tmp_path, capsys, arguments, named):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, TIME_UNIT="months", MRI_FOLDER=tmp_path / "mri")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng), *arguments) == 2
+    message = capsys.readouterr().err
+    assert [words for words in named if words not in message] == [] and f"({len(named)}):" in message
+    assert "Leave them out" in message and not (folder / "predictions").exists()
+
+
+def test_the_stages_own_settings_count_not_those_of_a_later_command(rng, tmp_path, features_by_no_network):
+    """As `main.py --STAGES=report` with other settings leaves it: the record's settings are then the report's."""
+    folder = trained_run(tmp_path / "o", rng, covariate=False, HORIZONS=(1.0, 4.0), MRI_FOLDER=tmp_path / "mri")
+    record = json.loads((folder / "config.json").read_text())
+    record["settings"] |= {"HORIZONS": [2.0], "WIDTH": 64}
+    (folder / "config.json").write_text(json.dumps(record))
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 0
+    assert {"survival_1.0", "survival_4.0"} <= set(predictions(folder).columns)
+    assert features_by_no_network[0].WIDTH == WIDTH
+
+
+@pytest.mark.parametrize(("need", "value"), [("WIDTH", 8), ("SEED", 5), (THE_INPUT, "another cohort")])
+def test_two_stages_that_were_trained_apart_are_refused(rng, tmp_path, capsys, need, value):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    record = json.loads((folder / "config.json").read_text())
+    record["stages"]["cnn"]["needs"][need] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 2
+    message = capsys.readouterr().err
+    assert "trained on the features of another stage 1" in message and f"{need}: " in message and str(value) in message
+
+
+# ---- What the tables tell is refused first -----------------------------------------------------------
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({}, ["age: the model was trained on it"]),
+        ({"Age": 70.0}, ["age: the model was trained on it"]),
+        ({"age": 70.0, "feature_32": 1.0, "log_hazard": 0.0}, ["feature_32: stage 1 makes", "log_hazard: stage 1"]),
+    ],
+)
+def test_columns_are_refused_before_a_scan_is_read(rng, tmp_path, capsys, features_by_no_network, columns, named):
+    folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, **columns)
+    assert run_here(folder, csv) == 2
+    message = capsys.readouterr().err
+    assert [words for words in named if words not in message] == [] and f"{csv}: columns can't be used" in message
+    assert not (folder / "cache").exists() and features_by_no_network == []
+
+
+def test_columns_that_the_model_does_not_know_are_named(rng, tmp_path, caplog):
+    caplog.set_level("INFO")
+    folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, age=70.0, weight=60.0, feature_99=1.0)) == 0
+    assert "not used, since the model was not trained on them: weight, feature_99" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{}", '{"stages": {"cnn": {"done": true}, "tlstm": {"done": false}}}'])
+def test_no_finished_run_is_one_message(rng, tmp_path, capsys, content):
+    (tmp_path / "config.json").write_text(content)
+    assert run_here(tmp_path, new_scans(tmp_path / "new.csv", rng)) == 2
+    assert "expected a finished run, found none" in capsys.readouterr().err
+
+
+# ---- Whom the model never saw ------------------------------------------------------------------------
+def test_what_lies_beyond_training_is_told_by_subject(rng, tmp_path, caplog):
+    folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, visits=(0.0, 1.0), age=[71.0, 840.0, 70.0, 71.0])
+    assert run_here(folder, csv) == 0
+    far, within = predictions(folder)["out_of_range"]
+    assert far.startswith("age is far outside the training values 6") and far.endswith(": 840")
+    assert "age" not in within
+    assert "out of range: age is far outside the training values" in caplog.text
+    assert "1 of 2 subjects: n1 (840)" in caplog.text
+    csv = new_scans(tmp_path / "late.csv", rng, visits=(0.5, 3.0), age=np.nan)
+    assert run_here(folder, csv) == 0
+    for text in predictions(folder, "late")["out_of_range"]:
+        for words in (
+            "age is missing at every visit",
+            "the first visit is not at 0: 0.50",
+            "later than any visit of training",
+        ):
+            assert words in text
+
+
+def test_a_run_of_an_earlier_version_predicts_and_says_what_it_cannot_know(rng, tmp_path, caplog):
+    folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, age=70.0)
+    assert run_here(folder, csv) == 0
+    expected = predictions(folder)
+    predictor = tlstm.load(folder / "tlstm")
+    without = dataclasses.replace(predictor, prepare=dataclasses.replace(predictor.prepare, seen=None))
+    record = json.loads((folder / "config.json").read_text())
+    tlstm.save(without, folder / "tlstm")
+    record["stages"]["tlstm"]["files"] = {}
+    (folder / "config.json").write_text(json.dumps(record))
+    assert run_here(folder, csv) == 0
+    old = predictions(folder)
+    pd.testing.assert_frame_equal(old.drop(columns="out_of_range"), expected.drop(columns="out_of_range"))
+    assert old["out_of_range"].str.contains("saved without its training ranges").all()
+    assert "saved without its training ranges" in caplog.text
