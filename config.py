@@ -52,6 +52,9 @@ class Config(BaseSettings):
     """Where `imageid.nii.gz` or `imageid.nii` lies when the table has no `nifti_path`."""
     TIME_UNIT: Literal["years", "months", "days"] = "years"
     """Unit of `visit_time` and `time` in the tables; results are in years."""
+    SIMILAR_IDS: Literal["refuse", "allow"] = "refuse"
+    """Ids that differ only in case, in signs that can't be seen, or in zeros around a number (`1` and `1.0`): refused,
+    since one person would stand in two parts; `allow` if they are different persons."""
     TEST_RATIO: Ratio = 0.2
     """Share of the subjects in the test part, read once, at the end."""
     VAL_TRAIN_RATIO: Ratio = 0.2

@@ -239,7 +239,7 @@ def evaluation_settings(config: Config) -> EvaluationSettings:
 def _read_features(config: Config, folder: Path) -> dict[str, pd.DataFrame]:
     """The feature tables of a run's folder, by part."""
     paths = {name: folder / "features" / f"{name}.parquet" for name in PARTS}
-    return {name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()}
+    return {name: tables.read_features(path, **tables.reading_of(config)) for name, path in paths.items()}
 
 
 # ---- Cross-validation of the whole pipeline -----------------------------------------------------------

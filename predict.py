@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cohort.grid import Grid
-from cohort.tables import ON_DISK, read_scans
+from cohort.tables import ON_DISK, read_scans, reading_of
 from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
@@ -36,7 +36,7 @@ def predict(config: Config) -> Path:
     if config.PREDICT_CSV is None:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
     trained, grid = _read_run(config.OUTPUT_DIR)
-    table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    table = read_scans(config.PREDICT_CSV, mri_folder=config.MRI_FOLDER, **reading_of(config))
     table, _ = build_cache(
         table,
         Preprocessing(trained.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),

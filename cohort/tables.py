@@ -5,15 +5,17 @@ columns, and its times are years. On disk it has the user's columns `subjectid, 
 convert_status`, and its times are in TIME_UNIT. The functions here translate between the two, and nothing else does.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from cohort.ids import id_key, similar_ids_fault
 from cohort.splits import PARTS, check_parts
 from cohort.table_files import MISSING, read_rows, row_fault
 from runs.errors import InputError, raise_if_any
@@ -39,6 +41,27 @@ MEANT_AS_NUMBER = r"\s*[<>~]?[+-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a table is read where it can be read in more than one way: the settings of these names in config.py."""
+
+    similar_ids: Literal["refuse", "allow"] = "refuse"  # ids that differ only in case, invisible signs or zeros
+
+
+AS_USUAL = Reading()
+
+
+def reading_of(settings: Any) -> dict[str, Any]:
+    """How a run reads its tables: the arguments `time_unit` and `reading` of the functions here.
+
+    Args:
+        settings: has the attributes TIME_UNIT and, in upper case, the names of `Reading`.
+    """
+    names = [field.name for field in dataclasses.fields(Reading)]
+    reading = Reading(**{name: getattr(settings, name.upper()) for name in names})
+    return {"time_unit": settings.TIME_UNIT, "reading": reading}
+
+
 def to_years(times: Times, time_unit: TimeUnit) -> Times:
     """Times in years.
 
@@ -59,7 +82,9 @@ def from_years(times: Times, time_unit: TimeUnit) -> Times:
     return times if time_unit == "years" else (times * PER_YEAR[time_unit]).round(9)
 
 
-def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_cohort(
+    path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL
+) -> pd.DataFrame:
     """Read and check a table of scans with known outcomes.
 
     Args:
@@ -67,22 +92,26 @@ def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit
             (relative to the CSV) and numeric covariates.
         mri_folder: holds `imageid.nii.gz` or `imageid.nii` where the table has no `nifti_path`.
         time_unit: of `visit_time` and `time`.
+        reading: what is done where a table can be read in more than one way.
     Returns:
         The table in memory's columns and years, sorted by subject and visit; `nifti_path` is absolute.
     Raises:
         InputError: names every bad row, and every scan without a file.
     """
     path = Path(path)
-    return _sort_visits(_read_checked(path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
+    return _sort_visits(_read_checked(path, needed=ON_DISK, time_unit=time_unit, reading=reading, folder=mri_folder))
 
 
-def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_scans(
+    path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL
+) -> pd.DataFrame:
     """Read and check a table of scans whose outcome is not known yet.
 
     Args:
         path: as for `read_cohort`; `time` and `convert_status` are ignored if they are there.
         mri_folder: as for `read_cohort`.
         time_unit: of `visit_time`.
+        reading: as for `read_cohort`.
     Returns:
         As `read_cohort`, without `time` and `event`; `visit_time` in years.
     Raises:
@@ -91,12 +120,16 @@ def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit 
     path, outcome = Path(path), ("time", "event")
     needed = {name: column for name, column in ON_DISK.items() if name not in outcome}
     ignored = [ON_DISK[name] for name in outcome]
-    table = _read_checked(path, needed=needed, ignored=ignored, time_unit=time_unit, mri_folder=Path(mri_folder))
+    table = _read_checked(path, needed=needed, ignored=ignored, time_unit=time_unit, reading=reading, folder=mri_folder)
     return _sort_visits(table)
 
 
 def read_parts(
-    paths: Mapping[str, str | Path], *, mri_folder: str | Path, time_unit: TimeUnit = "years"
+    paths: Mapping[str, str | Path],
+    *,
+    mri_folder: str | Path,
+    time_unit: TimeUnit = "years",
+    reading: Reading = AS_USUAL,
 ) -> dict[str, pd.DataFrame]:
     """Read the user's own split: one cohort table for each of train, val and test.
 
@@ -104,20 +137,25 @@ def read_parts(
         paths: of the three tables, by part.
         mri_folder: as for `read_cohort`.
         time_unit: of `visit_time` and `time`.
+        reading: as for `read_cohort`.
     Returns:
         By part, the table in memory's columns and years.
     Raises:
         InputError: as `read_cohort` and `check_parts`.
     """
-    return check_parts({part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit) for part in PARTS})
+    parts = {
+        part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit, reading=reading) for part in PARTS
+    }
+    return check_parts(parts, similar_ids=reading.similar_ids)
 
 
-def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL) -> pd.DataFrame:
     """Read and check a table of visits with features; a feature may be missing, an outcome may not.
 
     Args:
         path: Parquet or CSV, a row a visit; `imageid` is optional, every other numeric column is a feature.
         time_unit: of `visit_time` and `time`.
+        reading: as for `read_cohort`.
     Returns:
         The table in memory's columns and years, sorted by subject and visit.
     Raises:
@@ -125,7 +163,7 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.Data
     """
     path = Path(path)
     needed = {name: column for name, column in ON_DISK.items() if name != "scan"}
-    return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit))
+    return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit, reading=reading))
 
 
 def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = "years") -> None:
@@ -172,7 +210,8 @@ def _read_checked(
     needed: Mapping[str, str],
     ignored: Sequence[str] = (),
     time_unit: TimeUnit,
-    mri_folder: Path | None = None,
+    reading: Reading,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """The table in memory's columns and years; raises once, with every bad row."""
     table, problems = read_rows(path, text=TEXT_COLUMNS)
@@ -184,9 +223,11 @@ def _read_checked(
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems += _clean_ids(table) + _parse_outcomes(table, time_unit) + _contradictions(table) + _parse_features(table)
-    if mri_folder is not None:
-        problems += _find_volumes(table, path, mri_folder)
+    problems += (
+        _clean_ids(table, reading) + _parse_outcomes(table, time_unit) + _contradictions(table) + _parse_features(table)
+    )
+    if folder is not None:
+        problems += _find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
     if "event" in table:
         table["event"] = table["event"].astype(bool)
@@ -195,12 +236,16 @@ def _read_checked(
     return _drop_text(table, path)
 
 
-def _clean_ids(table: pd.DataFrame) -> list[str]:
-    """Turn ids into text without blanks around it, in place; the faults of rows without an id."""
+def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
+    """Turn ids into text without blanks around it, in place; the faults of rows without an id, or with another's."""
     problems = []
     for name in table.columns.intersection(["subject", "scan"]):
         table[name] = table[name].fillna("").astype(str).str.strip()
-        problems += _row_faults(table, table[name].isin(MISSING), f"{ON_DISK[name]}: expected an id", shown=name)
+        absent = table[name].isin(MISSING) | (table[name].map(id_key) == "")
+        problems += _row_faults(table, absent, f"{ON_DISK[name]}: expected an id", shown=name)
+        if reading.similar_ids == "refuse":
+            first_rows = table.loc[~absent, name].drop_duplicates()
+            problems += similar_ids_fault(ON_DISK[name], {value: f"row {row}" for row, value in first_rows.items()})
     return problems
 
 
