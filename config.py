@@ -55,6 +55,9 @@ class Config(BaseSettings):
     SIMILAR_IDS: Literal["refuse", "allow"] = "refuse"
     """Ids that differ only in case, in signs that can't be seen, or in zeros around a number (`1` and `1.0`): refused,
     since one person would stand in two parts; `allow` if they are different persons."""
+    LATE_VISITS: Literal["refuse", "drop"] = "refuse"
+    """Visits at or after their subject's event, or after `time` of a censored one: refused, or left out and counted. A
+    censored subject's last visit may lie at `time`: it belongs to the history."""
     TEST_RATIO: Ratio = 0.2
     """Share of the subjects in the test part, read once, at the end."""
     VAL_TRAIN_RATIO: Ratio = 0.2

@@ -154,7 +154,8 @@ def check_table(table: pd.DataFrame, _: pd.DataFrame | None) -> None:
     assert np.isfinite(table["visit_time"]).all() and (table["visit_time"] >= 0).all()
     assert (table["subject"].str.strip() != "").all()
     if "time" in table:
-        assert (table["visit_time"] < table["time"]).all() and (table["time"] <= 100).all()
+        left = tables.time_left(table)
+        assert (left >= 0).all() and (left[table["event"]] > 0).all() and (table["time"] <= 100).all()
     features = table[tables.feature_columns(table)].to_numpy(float)
     assert not np.isinf(features).any()
 

@@ -46,6 +46,7 @@ class Reading:
     """How a table is read where it can be read in more than one way: the settings of these names in config.py."""
 
     similar_ids: Literal["refuse", "allow"] = "refuse"  # ids that differ only in case, invisible signs or zeros
+    late_visits: Literal["refuse", "drop"] = "refuse"  # at or after the event, or after the end of follow-up
 
 
 AS_USUAL = Reading()
@@ -194,9 +195,18 @@ def feature_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name not in OUR_COLUMNS and pd.api.types.is_numeric_dtype(table[name])]
 
 
+def visits_with_time_left(table: pd.DataFrame) -> pd.DataFrame:
+    """The visits that something can be predicted at, in the table's order, with their index.
+
+    A censored subject's last visit may lie at the end of the follow-up: it belongs to the history, and no time is left.
+    Where outcomes are not known, all visits are.
+    """
+    return table[time_left(table) > 0] if "time" in table else table
+
+
 def last_visits(table: pd.DataFrame) -> pd.DataFrame:
-    """The last visit of each subject: a row a subject, sorted by subject."""
-    return _sort_visits(table).groupby("subject", sort=True).tail(1).reset_index(drop=True)
+    """The last visit of each subject that has time left: a row a subject, sorted by subject."""
+    return _sort_visits(visits_with_time_left(table)).groupby("subject", sort=True).tail(1).reset_index(drop=True)
 
 
 def time_left(table: pd.DataFrame) -> np.ndarray:
@@ -223,9 +233,9 @@ def _read_checked(
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems += (
-        _clean_ids(table, reading) + _parse_outcomes(table, time_unit) + _contradictions(table) + _parse_features(table)
-    )
+    problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit)
+    table, faults = _without_late_visits(table, path, time_unit, reading)
+    problems += faults + _contradictions(table) + _parse_features(table)
     if folder is not None:
         problems += _find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
@@ -267,12 +277,54 @@ def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
     return problems
 
 
+def _without_late_visits(
+    table: pd.DataFrame, path: Path, time_unit: TimeUnit, reading: Reading
+) -> tuple[pd.DataFrame, list[str]]:
+    """The table without visits that come too late, if they are to be dropped; else their faults.
+
+    Too late is a visit at or after its subject's event, or after the end of follow-up. A censored subject's last visit
+    may lie at the end: it is part of the history.
+    """
+    if "event" not in table:
+        return table, []
+    event = table["event"] == 1
+    left = to_years(table["time"] - table["visit_time"], time_unit).round(9).where(table["time"] >= 0)
+    after_event, after_end = event & (left <= 0), ~event & (left < 0)
+    late = after_event | after_end
+    kept = table[~late]
+    if late.any() and reading.late_visits == "drop":
+        lost = table["subject"].nunique() - kept["subject"].nunique()
+        counts = (late.sum(), after_event.sum(), after_end.sum(), lost)
+        logger.warning(
+            "%s: LATE_VISITS=drop leaves out %d visits: %d at or after their subject's event, %d after the end of the "
+            "follow-up; %d subjects have no other visit",
+            *(path, *counts),
+        )
+        if kept.empty:
+            raise InputError(f"{path}: every visit is at or after its subject's `time`. Check `visit_time` and `time`.")
+    faults = _row_faults(table, after_event, "a visit at or after the subject's `time`", shown="visit_time")
+    end = "a visit after the end of the subject's follow-up, `time`"
+    faults += _row_faults(table, after_end, end, shown="visit_time")
+    _log_visits_at_the_end(kept, left[~late], path)
+    return (kept.copy(), []) if reading.late_visits == "drop" else (table, faults)
+
+
+def _log_visits_at_the_end(table: pd.DataFrame, left: pd.Series, path: Path) -> None:
+    """Log how many visits have no time left, and how many subjects no other; `left` is in years, a row a visit."""
+    at_end = table.loc[left == 0, "subject"]
+    if len(at_end):
+        alone = len(set(at_end) - set(table.loc[left > 0, "subject"]))
+        logger.info(
+            "%s: %d last visits of censored subjects lie at `time`: part of their histories, not predicted at; "
+            "%d of these subjects have no earlier visit, so they are in no figure",
+            *(path, len(at_end), alone),
+        )
+
+
 def _contradictions(table: pd.DataFrame) -> list[str]:
-    """The faults of rows that contradict each other, or whose visit comes too late."""
+    """The faults of rows that contradict each other."""
     problems = []
     if "event" in table:
-        late = (table["visit_time"] >= table["time"]) & (table["time"] >= 0)
-        problems += _row_faults(table, late, "a visit at or after the subject's `time`", shown="visit_time")
         outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
         differing = (outcomes > 1).any(axis=1)
         problems += _row_faults(table, differing, "one subject with two outcomes", shown="subject")
