@@ -9,12 +9,13 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
+from cohort.faults import row_fault, row_faults
 from runs.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,18 +69,6 @@ def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[st
         raise _unreadable(path, error) from error
 
 
-def row_fault(row: Hashable, fault: str, *received: object, verb: str = "received") -> str:
-    """A line about one row that can't be used, such as `row 3: expected 6 fields, received 5`.
-
-    Args:
-        row: its line, as an editor shows it (Parquet: counted from 1).
-        fault: what was expected, or what is wrong.
-        received: the value in the row, if showing it helps.
-        verb: what stands before that value.
-    """
-    return f"row {row}: {fault}" + "".join(f", {verb} {value!r}" for value in received)
-
-
 def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
     return InputError(f"{path}: expected a table, can't read it: {reason}.{mend}")
 
@@ -87,14 +76,15 @@ def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
 class _SoundRows:
     """The sound rows of a CSV, one by one, the header first.
 
-    Once they are all read, `numbers` says on which lines they begin, and `problems` what was left out.
+    Once they are all read, `numbers` says on which lines they begin, and `problems()` what was left out.
     """
 
     def __init__(self, lines: Iterator[str], delimiter: str):
         self.reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         self.header: list[str] = []
         self.numbers: list[int] = []  # line on which each sound row begins
-        self.problems: list[str] = []
+        self.headers: list[int] = []  # line of a header that stands between the rows
+        self.ragged: list[tuple[int, int]] = []  # line and number of fields of a row of another length
 
     def __iter__(self) -> Iterator[list[str]]:
         next_line = 1
@@ -108,12 +98,18 @@ class _SoundRows:
                 continue
             width = len(self.header)
             if fields == self.header:
-                self.problems.append(row_fault(line, "the header once more"))
+                self.headers.append(line)
             elif len(fields) == width:
                 self.numbers.append(line)
                 yield fields
             else:
-                self.problems.append(row_fault(line, f"expected {width} fields", len(fields)))
+                self.ragged.append((line, len(fields)))
+
+    def problems(self) -> list[str]:
+        """The faults of the rows that were left out."""
+        cause = "A comma within a cell, or a row cut short? Put quotes around the cell, or complete the row"
+        headers = [row_fault(line, "the header once more") for line in self.headers]
+        return headers + row_faults(self.ragged, f"expected {len(self.header)} fields", cause=cause)
 
 
 def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFrame, list[str]]:
@@ -130,12 +126,13 @@ def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFr
     table = _named_columns(path, table)
     dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
     dialect += ["UTF-16"] if encoding == "utf-16" else []
-    if delimiter == ";" and (problems := _convert_decimal_commas(table, text)) is not None:
+    problems = rows.problems()
+    if delimiter == ";" and (points := _convert_decimal_commas(table, text)) is not None:
         dialect.append("decimal commas")
-        rows.problems += problems
+        problems += points
     if dialect:
         logger.warning("%s: read as a table with %s", path, ", ".join(dialect))
-    return table, rows.problems
+    return table, problems
 
 
 def _parse_plain_csv(plain: TextIO, names: list[str], text: Sequence[str], *, numbers_as_text: bool) -> pd.DataFrame:
@@ -195,7 +192,7 @@ def _convert_decimal_commas(table: pd.DataFrame, text: Sequence[str]) -> list[st
     for name, rows in has_comma.items():
         with_points = table.loc[table[name].str.fullmatch(WITH_POINT, na=False), name]
         fault = f"{name}: a decimal point in a table with decimal commas"
-        problems += [row_fault(row, fault, value) for row, value in with_points.items()]
+        problems += row_faults(with_points.items(), fault)
         table[name] = table[name].where(~rows, table[name].str.replace(",", "."))
     return problems
 

@@ -15,9 +15,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from cohort.faults import (
+    cause_of_late_visits,
+    cause_of_no_number,
+    cause_of_states,
+    cause_of_times,
+    cause_of_two_outcomes,
+    row_faults,
+)
 from cohort.ids import id_key, similar_ids_fault
 from cohort.splits import PARTS, check_parts
-from cohort.table_files import MISSING, read_rows, row_fault
+from cohort.table_files import MISSING, read_rows
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
 
@@ -266,13 +274,16 @@ def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
         values = _to_numbers(table[name])
         if name == "event":
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
-            problems += _row_faults(table, ~values.isin([0, 1]), "convert_status: expected 0 or 1", shown=name)
+            wrong, cause = ~values.isin([0, 1]), cause_of_states(table[name])
+            problems += _row_faults(table, wrong, "convert_status: expected 0 or 1", shown=name, cause=cause)
         else:
             wrong = ~(values >= 0) | np.isinf(values)
-            problems += _row_faults(table, wrong, f"{name}: expected a number >= 0", shown=name)
+            cause = cause_of_times(table.loc[wrong, name], time_unit, PER_YEAR)
+            problems += _row_faults(table, wrong, f"{name}: expected a number >= 0", shown=name, cause=cause)
             too_long = np.isfinite(values) & (values > LONGEST_FOLLOW_UP * PER_YEAR[time_unit])
             expected = f"expected {time_unit} since the subject's baseline, {LONGEST_FOLLOW_UP:g} years at most"
-            problems += _row_faults(table, too_long, f"{name}: {expected}", shown=name)
+            cause = cause_of_times(values[too_long], time_unit, PER_YEAR)
+            problems += _row_faults(table, too_long, f"{name}: {expected}", shown=name, cause=cause)
         table[name] = values
     return problems
 
@@ -302,9 +313,13 @@ def _without_late_visits(
         )
         if kept.empty:
             raise InputError(f"{path}: every visit is at or after its subject's `time`. Check `visit_time` and `time`.")
-    faults = _row_faults(table, after_event, "a visit at or after the subject's `time`", shown="visit_time")
-    end = "a visit after the end of the subject's follow-up, `time`"
-    faults += _row_faults(table, after_end, end, shown="visit_time")
+    at_event, at_end = (
+        "a visit at or after the subject's `time`",
+        "a visit after the end of the subject's follow-up, `time`",
+    )
+    cause = cause_of_late_visits(late)
+    faults = _row_faults(table, after_event, at_event, shown="visit_time", cause=cause)
+    faults += _row_faults(table, after_end, at_end, shown="visit_time", cause=cause)
     _log_visits_at_the_end(kept, left[~late], path)
     return (kept.copy(), []) if reading.late_visits == "drop" else (table, faults)
 
@@ -327,7 +342,8 @@ def _contradictions(table: pd.DataFrame) -> list[str]:
     if "event" in table:
         outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
         differing = (outcomes > 1).any(axis=1)
-        problems += _row_faults(table, differing, "one subject with two outcomes", shown="subject")
+        cause = cause_of_two_outcomes(table[differing]) if differing.any() else ""
+        problems += _row_faults(table, differing, "one subject with two outcomes", shown="subject", cause=cause)
     same_visit = table.duplicated(["subject", "visit_time"], keep=False)
     problems += _row_faults(table, same_visit, "two visits of one subject at one time", shown="subject")
     if "scan" in table:
@@ -348,7 +364,8 @@ def _parse_features(table: pd.DataFrame) -> list[str]:
         if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:
             continue
         wrong = misspelt | (values.abs() > LARGEST_FEATURE)
-        problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name)
+        cause = cause_of_no_number(table.loc[misspelt, name]) if misspelt.any() else ""
+        problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name, cause=cause)
         table[name] = values
     return problems
 
@@ -363,7 +380,10 @@ def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
             return _row_faults(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
         table["nifti_path"] = [_volume_path(folder.absolute(), scan) for scan in table["scan"]]
     absent = ~table["nifti_path"].map(os.path.isfile)
-    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at")
+    cause = (
+        "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder" if absent.all() else ""
+    )
+    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
 
 
 def _volume_path(folder: Path, scan: str) -> str:
@@ -379,9 +399,11 @@ def _to_numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype(float)
 
 
-def _row_faults(table: pd.DataFrame, bad: pd.Series, fault: str, *, shown: str, verb: str = "received") -> list[str]:
-    """A line for each bad row, with what it holds in the column `shown`."""
-    return [row_fault(row, fault, value, verb=verb) for row, value in table.loc[bad, shown].items()]
+def _row_faults(
+    table: pd.DataFrame, bad: pd.Series, fault: str, *, shown: str, verb: str = "received", cause: str = ""
+) -> list[str]:
+    """The lines about the bad rows, with what they hold in the column `shown`."""
+    return row_faults(table.loc[bad, shown].items(), fault, verb=verb, cause=cause)
 
 
 def _drop_text(table: pd.DataFrame, path: Path) -> pd.DataFrame:
