@@ -55,6 +55,9 @@ class Config(BaseSettings):
     SIMILAR_IDS: Literal["refuse", "allow"] = "refuse"
     """Ids that differ only in case, in signs that can't be seen, or in zeros around a number (`1` and `1.0`): refused,
     since one person would stand in two parts; `allow` if they are different persons."""
+    DECIMAL: Literal["auto", "point", "comma"] = "auto"
+    """Sign before decimals in the tables; the other one, a blank or an apostrophe may stand between thousands. `auto`:
+    a point; between semicolons what the cells show, and a number that can be read in two ways is refused."""
     LATE_VISITS: Literal["refuse", "drop"] = "refuse"
     """Visits at or after their subject's event, or after `time` of a censored one: refused, or left out and counted. A
     censored subject's last visit may lie at `time`: it belongs to the history."""

@@ -320,6 +320,7 @@ def fold_settings(config: Config, folder: Path, elsewhere: set[str]) -> dict[str
     return config.model_dump(mode="json", exclude_none=True, exclude=OF_THE_WHOLE) | {
         "OUTPUT_DIR": str(folder),
         "CACHE_DIR": str(cache_folder(config)),
+        "DECIMAL": "auto",  # of the tables that were written for it
         "EXPLAIN": [name for name in config.EXPLAIN if name not in elsewhere],
         **{f"{part.upper()}_CSV": str(folder / "input" / f"{part}.csv") for part in PARTS},
     }

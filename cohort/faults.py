@@ -7,7 +7,8 @@ import pandas as pd
 MOST_LINES = 6  # rows of one fault that have a line each
 NUM_EXAMPLES = 3  # rows that a line about more of them shows
 DATE = r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}\b.*|\d{1,2}[- ][A-Za-z]{3}[- ]\d{2,4}\b.*"
-DECIMAL_COMMA = r"[+-]?\d*,\d+"
+LOCAL_NUMBER = r"[+-]?\d*([., '\u2019\u00a0\u202f]\d{3})*[.,]\d+"  # such as `6,5`, `1,495` or `1.495,2`
+LOCAL_CAUSE = "Decimal commas, or signs between thousands? Then set DECIMAL=comma or DECIMAL=point"
 WITH_UNIT = r"[<>~]?[+-]?\d+([.,]\d+)?\s*[^\W\d_%]+(/[^\W\d_]+)?"  # such as `3.5 ml`
 CALENDAR_YEARS = (1900, 2100)
 SERIAL_DAYS = (25_000, 60_000)  # what a spreadsheet program has for the dates from 1968 to 2064
@@ -88,8 +89,8 @@ def cause_of_times(cells: pd.Series, unit: str, per_year: dict[str, float]) -> s
     since = f"write {unit} since the subject's baseline"
     if _most(text.str.fullmatch(DATE)):
         return f"Dates? Then {since}"
-    if _most(text.str.fullmatch(DECIMAL_COMMA)):
-        return "Decimal commas? Then set DECIMAL=comma"
+    if _most(text.str.fullmatch(LOCAL_NUMBER) & text.str.contains(",")):
+        return LOCAL_CAUSE
     if _most(text.str.fullmatch(WITH_UNIT)):
         return "Numbers with a unit? Then write the number alone"
     numbers = pd.to_numeric(text, errors="coerce")
@@ -132,8 +133,8 @@ def cause_of_two_outcomes(table: pd.DataFrame) -> str:
 def cause_of_no_number(cells: pd.Series) -> str:
     """The likely cause of cells, (N,), that are no numbers in a column of numbers."""
     text = cells.astype(str).str.strip()
-    if _most(text.str.fullmatch(DECIMAL_COMMA)):
-        return "Decimal commas, or commas between thousands? Then set DECIMAL=comma or DECIMAL=point"
+    if _most(text.str.fullmatch(LOCAL_NUMBER)):
+        return LOCAL_CAUSE
     if _most(text.str.fullmatch(WITH_UNIT)):
         return "Numbers with a unit? Then write the number alone"
     if _most(text.str.fullmatch(r"[<>~].*")):

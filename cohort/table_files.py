@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
+from cohort.decimals import Decimal, convert_decimals
 from cohort.faults import row_fault, row_faults
 from runs.errors import InputError
 
@@ -31,19 +32,20 @@ OTHER_KINDS = {
 }
 PARQUET = b"PAR1"  # the first bytes of such a file
 SAVE_AS_CSV = " Save it as CSV (UTF-8)."
-WITH_COMMA, WITH_POINT = (rf"\s*[+-]?\d*{sign}\d+([eE][+-]?\d+)?\s*" for sign in (",", r"\."))
 SEPARATOR = re.compile(r'"?sep=[,;\t]"?\s*')  # a line that a spreadsheet program puts before the header
 UNNAMED = re.compile(r"(Unnamed: \d+.*|__index_level_\d+__|)")  # what pandas calls a column without a name
 logger = logging.getLogger(__name__)
 
 
-def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+def read_rows(path: Path, *, text: Sequence[str], decimal: Decimal = "auto") -> tuple[pd.DataFrame, list[str]]:
     """Read every sound row of a table; blank rows are left out.
 
     Args:
         path: CSV in UTF-8 or UTF-16, its fields separated by commas, semicolons (then a decimal comma is read as one)
             or tabs; or Parquet, whatever the file is called.
         text: columns that stay as they are written, such as ids with leading zeros.
+        decimal: the sign before decimals; `auto`: a point, or a comma where fields stand between semicolons and the
+            cells show that it is no separator of thousands.
     Returns:
         The rows, indexed by the line that an editor shows (Parquet: counted from 1), a missing value being NaN except
         in `text`; and the faults of the other rows: another number of fields, or the header once more.
@@ -58,9 +60,9 @@ def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[st
         if first_bytes.startswith(magic):
             raise _unreadable(path, f"it is {kind}", SAVE_AS_CSV)
     if first_bytes == PARQUET:
-        return _read_parquet(path, text), []
+        return _read_parquet(path, text, decimal)
     try:
-        return _read_csv(path, text, ENCODINGS.get(first_bytes[:2], "utf-8-sig"))
+        return _read_csv(path, text, ENCODINGS.get(first_bytes[:2], "utf-8-sig"), decimal)
     except InputError:
         raise
     except UnicodeError as error:
@@ -112,7 +114,7 @@ class _SoundRows:
         return headers + row_faults(self.ragged, f"expected {len(self.header)} fields", cause=cause)
 
 
-def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(path: Path, text: Sequence[str], encoding: str, decimal: Decimal) -> tuple[pd.DataFrame, list[str]]:
     with open(path, encoding=encoding, newline="") as file:
         delimiter = _find_delimiter(file)
         rows = _SoundRows(_lines(file), delimiter)
@@ -121,15 +123,17 @@ def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFr
     if not rows.header:
         raise _unreadable(path, "it is empty")
     plain.seek(0)
-    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=delimiter == ";")
+    local = delimiter == ";" or decimal != "auto"  # numbers may be written as a country does
+    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=local)
     table.index = pd.Index(rows.numbers, dtype=int)
     table = _named_columns(path, table)
     dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
     dialect += ["UTF-16"] if encoding == "utf-16" else []
     problems = rows.problems()
-    if delimiter == ";" and (points := _convert_decimal_commas(table, text)) is not None:
-        dialect.append("decimal commas")
-        problems += points
+    if local:
+        numbers, faults = convert_decimals(table, text, decimal)
+        dialect += [numbers] if numbers else []
+        problems += faults
     if dialect:
         logger.warning("%s: read as a table with %s", path, ", ".join(dialect))
     return table, problems
@@ -182,22 +186,7 @@ def _named_columns(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[:, [number for number in range(len(table.columns)) if number not in unnamed]]
 
 
-def _convert_decimal_commas(table: pd.DataFrame, text: Sequence[str]) -> list[str] | None:
-    """Turn decimal commas into points, in place; the faults of rows that have points, or None if there is no comma."""
-    numbers = [name for name in table.columns if name not in text]
-    has_comma = {name: table[name].str.fullmatch(WITH_COMMA, na=False) for name in numbers}
-    if not any(rows.any() for rows in has_comma.values()):
-        return None
-    problems = []
-    for name, rows in has_comma.items():
-        with_points = table.loc[table[name].str.fullmatch(WITH_POINT, na=False), name]
-        fault = f"{name}: a decimal point in a table with decimal commas"
-        problems += row_faults(with_points.items(), fault)
-        table[name] = table[name].where(~rows, table[name].str.replace(",", "."))
-    return problems
-
-
-def _read_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
+def _read_parquet(path: Path, text: Sequence[str], decimal: Decimal) -> tuple[pd.DataFrame, list[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -213,7 +202,7 @@ def _read_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
     for name in table.columns.difference([*text]):
         if table[name].dtype == object:
             table[name] = table[name].where(~table[name].isin(MISSING))
-    return table
+    return table, convert_decimals(table, text, decimal)[1] if decimal != "auto" else []
 
 
 def _numbers_and_text(content: "pa.Table", text: Sequence[str]) -> "pa.Table":

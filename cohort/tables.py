@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from cohort.decimals import Decimal
 from cohort.faults import (
     cause_of_late_visits,
     cause_of_no_number,
@@ -54,6 +55,7 @@ class Reading:
     """How a table is read where it can be read in more than one way: the settings of these names in config.py."""
 
     similar_ids: Literal["refuse", "allow"] = "refuse"  # ids that differ only in case, invisible signs or zeros
+    decimal: Decimal = "auto"  # the sign before decimals
     late_visits: Literal["refuse", "drop"] = "refuse"  # at or after the event, or after the end of follow-up
 
 
@@ -232,7 +234,7 @@ def _read_checked(
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """The table in memory's columns and years; raises once, with every bad row."""
-    table, problems = read_rows(path, text=TEXT_COLUMNS)
+    table, problems = read_rows(path, text=TEXT_COLUMNS, decimal=reading.decimal)
     table = table.drop(columns=[*ignored], errors="ignore")
     absent = [column for column in needed.values() if column not in table]
     if absent or (table.empty and not problems):
@@ -358,7 +360,7 @@ def _parse_features(table: pd.DataFrame) -> list[str]:
     """
     problems = []
     for name in table.columns.difference([*OUR_COLUMNS], sort=False):
-        values = _to_numbers(table[name])
+        values = _to_numbers(table[name]).fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
         misspelt = values.isna() & table[name].notna()
         meant = table.loc[misspelt, name].astype(str).str.fullmatch(MEANT_AS_NUMBER)
         if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:
