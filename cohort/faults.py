@@ -10,6 +10,8 @@ DATE = r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}\b.*|\
 LOCAL_NUMBER = r"[+-]?\d*([., '\u2019\u00a0\u202f]\d{3})*[.,]\d+"  # such as `6,5`, `1,495` or `1.495,2`
 LOCAL_CAUSE = "Decimal commas, or signs between thousands? Then set DECIMAL=comma or DECIMAL=point"
 WITH_UNIT = r"[<>~]?[+-]?\d+([.,]\d+)?\s*[^\W\d_%]+(/[^\W\d_]+)?"  # such as `3.5 ml`
+MEANT_AS_NUMBER = r"[<>~]?[+\u2212\u2013-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%?"  # such as `<5` or `1,070`
+MOST_LEVELS = 10  # of a category such as `3T`; numbers with a unit have more values
 CALENDAR_YEARS = (1900, 2100)
 SERIAL_DAYS = (25_000, 60_000)  # what a spreadsheet program has for the dates from 1968 to 2064
 LONGEST = 100.0  # years; a follow-up is not longer
@@ -130,6 +132,13 @@ def cause_of_two_outcomes(table: pd.DataFrame) -> str:
     return "`time` and `convert_status` are the subject's, the same in all rows"
 
 
+def meant_as_numbers(cells: pd.Series) -> bool:
+    """Whether the cells, (N,), of a column without a number are mostly misspelt numbers, so that it is no text."""
+    text = cells.astype(str).str.strip()
+    has_unit = text.str.fullmatch(WITH_UNIT) & (text.nunique() > MOST_LEVELS)
+    return bool((text.str.fullmatch(MEANT_AS_NUMBER) | has_unit).mean() >= 0.5)
+
+
 def cause_of_no_number(cells: pd.Series) -> str:
     """The likely cause of cells, (N,), that are no numbers in a column of numbers."""
     text = cells.astype(str).str.strip()
@@ -137,6 +146,10 @@ def cause_of_no_number(cells: pd.Series) -> str:
         return LOCAL_CAUSE
     if _most(text.str.fullmatch(WITH_UNIT)):
         return "Numbers with a unit? Then write the number alone"
+    if _most(text.str.match("[\u2212\u2013]")):
+        return "Another sign than - for minus? Then write -"
+    if _most(text.str.match("#")):
+        return "Errors of a spreadsheet program? Then leave these cells empty"
     if _most(text.str.fullmatch(r"[<>~].*")):
         return "Below or above a limit? Then write the limit, or leave the cell empty"
     return "A missing value is an empty cell or NA; a column of text holds no number"

@@ -22,7 +22,9 @@ from runs.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")  # what stands for no value
+# what stands for no value, alone in a cell, in any case
+MARKS = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "NULL", "None", ".", "-", "\u2013", "\u2014", "\u2212", "?")
+MISSING = tuple({spelling for mark in MARKS for spelling in (mark, mark.lower(), mark.upper(), mark.capitalize())})
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first bytes of a file; else UTF-8
 OTHER_KINDS = {
@@ -69,6 +71,11 @@ def read_rows(path: Path, *, text: Sequence[str], decimal: Decimal = "auto") -> 
         raise _unreadable(path, error, SAVE_AS_CSV) from error
     except (csv.Error, ValueError) as error:  # pandas' parser raises kinds of ValueError
         raise _unreadable(path, error) from error
+
+
+def is_missing(cells: pd.Series) -> pd.Series:
+    """(N,) bool: which cells are empty, or hold a mark that stands for no value."""
+    return cells.isna() | cells.astype(str).str.strip().str.casefold().isin({mark.casefold() for mark in MARKS})
 
 
 def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
@@ -130,6 +137,7 @@ def _read_csv(path: Path, text: Sequence[str], encoding: str, decimal: Decimal) 
     dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
     dialect += ["UTF-16"] if encoding == "utf-16" else []
     problems = rows.problems()
+    _without_marks(table, text)
     if local:
         numbers, faults = convert_decimals(table, text, decimal)
         dialect += [numbers] if numbers else []
@@ -155,6 +163,13 @@ def _parse_plain_csv(plain: TextIO, names: list[str], text: Sequence[str], *, nu
     ).set_axis(names, axis=1)
 
 
+def _without_marks(table: pd.DataFrame, text: Sequence[str]) -> None:
+    """Make the marks of missing values NaN, in place, but for the columns of `text`."""
+    for name in table.columns.difference([*text]):
+        if table[name].dtype == object:
+            table[name] = table[name].where(~is_missing(table[name]))
+
+
 def _find_delimiter(file: TextIO) -> str:
     """The delimiter that stands most often in the header."""
     header = next(filter(str.strip, _lines(file)), "")
@@ -178,7 +193,7 @@ def _named_columns(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """
     unnamed = [number for number, name in enumerate(table.columns) if UNNAMED.fullmatch(str(name))]
     values = {number: table.iloc[:, number].dropna() for number in unnamed}
-    problems = [f"column {number + 1} has no name" for number in unnamed if not values[number].isin(MISSING).all()]
+    problems = [f"column {number + 1} has no name" for number in unnamed if not is_missing(values[number]).all()]
     counts = Counter(name for number, name in enumerate(table.columns) if number not in unnamed)
     problems += [f"{count} columns are called {name!r}" for name, count in counts.items() if count > 1]
     if problems:
@@ -199,9 +214,7 @@ def _read_parquet(path: Path, text: Sequence[str], decimal: Decimal) -> tuple[pd
         raise _unreadable(path, error) from error
     table.index = pd.RangeIndex(1, len(table) + 1)
     table = _named_columns(path, table)
-    for name in table.columns.difference([*text]):
-        if table[name].dtype == object:
-            table[name] = table[name].where(~table[name].isin(MISSING))
+    _without_marks(table, text)
     return table, convert_decimals(table, text, decimal)[1] if decimal != "auto" else []
 
 

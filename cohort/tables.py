@@ -17,16 +17,17 @@ import pandas as pd
 
 from cohort.decimals import Decimal
 from cohort.faults import (
-    cause_of_late_visits,
     cause_of_no_number,
     cause_of_states,
     cause_of_times,
     cause_of_two_outcomes,
+    meant_as_numbers,
     row_faults,
 )
 from cohort.ids import id_key, similar_ids_fault
+from cohort.late_visits import without_late_visits
 from cohort.splits import PARTS, check_parts
-from cohort.table_files import MISSING, read_rows
+from cohort.table_files import is_missing, read_rows
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
 
@@ -46,7 +47,6 @@ STATES = {"true": 1.0, "false": 0.0}  # other programs' words for `convert_statu
 LONGEST_FOLLOW_UP = 100.0  # years; a larger time is a calendar year or the number of a day
 HUGE_EXPONENT = r"[eE][+-]?\d{4,}"
 LARGEST_FEATURE = float(np.finfo(np.float32).max)
-MEANT_AS_NUMBER = r"\s*[<>~]?[+-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%?\s*"  # such as `<5` or `1,070`
 logger = logging.getLogger(__name__)
 
 
@@ -244,8 +244,11 @@ def _read_checked(
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
     problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit)
-    table, faults = _without_late_visits(table, path, time_unit, reading)
-    problems += faults + _contradictions(table) + _parse_features(table)
+    if "event" in table:
+        left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
+        table, faults = without_late_visits(table, left, path, drop=reading.late_visits == "drop")
+        problems += faults
+    problems += _contradictions(table) + _parse_features(table)
     if folder is not None:
         problems += _find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
@@ -261,7 +264,7 @@ def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
     problems = []
     for name in table.columns.intersection(["subject", "scan"]):
         table[name] = table[name].fillna("").astype(str).str.strip()
-        absent = table[name].isin(MISSING) | (table[name].map(id_key) == "")
+        absent = is_missing(table[name]) | (table[name].map(id_key) == "")
         problems += _row_faults(table, absent, f"{ON_DISK[name]}: expected an id", shown=name)
         if reading.similar_ids == "refuse":
             first_rows = table.loc[~absent, name].drop_duplicates()
@@ -290,54 +293,6 @@ def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
     return problems
 
 
-def _without_late_visits(
-    table: pd.DataFrame, path: Path, time_unit: TimeUnit, reading: Reading
-) -> tuple[pd.DataFrame, list[str]]:
-    """The table without visits that come too late, if they are to be dropped; else their faults.
-
-    Too late is a visit at or after its subject's event, or after the end of follow-up. A censored subject's last visit
-    may lie at the end: it is part of the history.
-    """
-    if "event" not in table:
-        return table, []
-    event = table["event"] == 1
-    left = to_years(table["time"] - table["visit_time"], time_unit).round(9).where(table["time"] >= 0)
-    after_event, after_end = event & (left <= 0), ~event & (left < 0)
-    late = after_event | after_end
-    kept = table[~late]
-    if late.any() and reading.late_visits == "drop":
-        lost = table["subject"].nunique() - kept["subject"].nunique()
-        counts = (late.sum(), after_event.sum(), after_end.sum(), lost)
-        logger.warning(
-            "%s: LATE_VISITS=drop leaves out %d visits: %d at or after their subject's event, %d after the end of the "
-            "follow-up; %d subjects have no other visit",
-            *(path, *counts),
-        )
-        if kept.empty:
-            raise InputError(f"{path}: every visit is at or after its subject's `time`. Check `visit_time` and `time`.")
-    at_event, at_end = (
-        "a visit at or after the subject's `time`",
-        "a visit after the end of the subject's follow-up, `time`",
-    )
-    cause = cause_of_late_visits(late)
-    faults = _row_faults(table, after_event, at_event, shown="visit_time", cause=cause)
-    faults += _row_faults(table, after_end, at_end, shown="visit_time", cause=cause)
-    _log_visits_at_the_end(kept, left[~late], path)
-    return (kept.copy(), []) if reading.late_visits == "drop" else (table, faults)
-
-
-def _log_visits_at_the_end(table: pd.DataFrame, left: pd.Series, path: Path) -> None:
-    """Log how many visits have no time left, and how many subjects no other; `left` is in years, a row a visit."""
-    at_end = table.loc[left == 0, "subject"]
-    if len(at_end):
-        alone = len(set(at_end) - set(table.loc[left > 0, "subject"]))
-        logger.info(
-            "%s: %d last visits of censored subjects lie at `time`: part of their histories, not predicted at; "
-            "%d of these subjects have no earlier visit, so they are in no figure",
-            *(path, len(at_end), alone),
-        )
-
-
 def _contradictions(table: pd.DataFrame) -> list[str]:
     """The faults of rows that contradict each other."""
     problems = []
@@ -356,14 +311,15 @@ def _contradictions(table: pd.DataFrame) -> list[str]:
 def _parse_features(table: pd.DataFrame) -> list[str]:
     """Turn the other columns into numbers, in place; the faults of rows whose number is misspelt or too large.
 
-    A column stays text if most of its values are no numbers and were hardly meant as such.
+    A column stays text if it holds no number, and its cells were not meant as such.
     """
     problems = []
     for name in table.columns.difference([*OUR_COLUMNS], sort=False):
-        values = _to_numbers(table[name]).fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
+        values = _to_numbers(table[name])
+        if table[name].dtype == object:
+            values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
         misspelt = values.isna() & table[name].notna()
-        meant = table.loc[misspelt, name].astype(str).str.fullmatch(MEANT_AS_NUMBER)
-        if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:
+        if misspelt.any() and values.isna().all() and not meant_as_numbers(table.loc[misspelt, name]):
             continue
         wrong = misspelt | (values.abs() > LARGEST_FEATURE)
         cause = cause_of_no_number(table.loc[misspelt, name]) if misspelt.any() else ""
@@ -409,10 +365,11 @@ def _row_faults(
 
 
 def _drop_text(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table without the columns of text that are none of ours; they are logged."""
+    """The table without the columns of text that are none of ours; they are logged, each with a value."""
     text = [name for name in table.columns.difference([*OUR_COLUMNS], sort=False) if table[name].dtype == object]
     if text:
-        logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
+        named = ", ".join(f"{name} (text, such as {table[name].dropna().iloc[0]!r})" for name in text)
+        logger.warning("%s: columns without numbers, so not used: %s", path, named)
     return table.drop(columns=text)
 
 

@@ -169,7 +169,8 @@ def test_dates_and_lists_of_a_parquet_file_are_no_numbers(tmp_path, expected, ca
     table.to_parquet(tmp_path / "table.parquet")
     table_read = tables.read_features(tmp_path / "table.parquet")
     assert tables.feature_columns(table_read) == ["age"] and table_read["subject"].tolist() == ["1", "1", "2", "3"]
-    assert "not used: scanned, took, site" in caplog.text
+    assert "not used: scanned (text, such as '2019-01-01" in caplog.text
+    assert "took (text, such as" in caplog.text and "site (text, such as 'x')" in caplog.text
     table.assign(time=pd.to_datetime("2019-01-01")).to_parquet(tmp_path / "table.parquet")
     with pytest.raises(InputError, match="row 1: time: expected a number >= 0, received '2019-01-01"):
         tables.read_features(tmp_path / "table.parquet")
