@@ -34,7 +34,8 @@ def without_late_visits(
     event, left = table["event"] == 1, left.where(table["time"] >= 0)
     after_event, after_end = event & (left <= 0), ~event & (left < 0)
     late = after_event | after_end
-    _log_visits_at_the_end(table[~late], left[~late], path)
+    is_censored = ~late & (table["event"] == 0)
+    _log_visits_at_the_end(table[is_censored], left[is_censored], path)
     if drop:
         return _drop(table, after_event, after_end, path), []
     cause = cause_of_late_visits(late)
