@@ -52,6 +52,15 @@ class Config(BaseSettings):
     """Where `imageid.nii.gz` or `imageid.nii` lies when the table has no `nifti_path`."""
     TIME_UNIT: Literal["years", "months", "days"] = "years"
     """Unit of `visit_time` and `time` in the tables; results are in years."""
+    SIMILAR_IDS: Literal["refuse", "allow"] = "refuse"
+    """Ids that differ only in case, in signs that can't be seen, or in zeros around a number (`1` and `1.0`): refused,
+    since one person would stand in two parts; `allow` if they are different persons."""
+    DECIMAL: Literal["auto", "point", "comma"] = "auto"
+    """Sign before decimals in the tables; the other one, a blank or an apostrophe may stand between thousands. `auto`:
+    a point; between semicolons what the cells show, and a number that can be read in two ways is refused."""
+    LATE_VISITS: Literal["refuse", "drop"] = "refuse"
+    """Visits at or after their subject's event, or after `time` of a censored one: refused, or left out and counted. A
+    censored subject's last visit may lie at `time`: it belongs to the history."""
     TEST_RATIO: Ratio = 0.2
     """Share of the subjects in the test part, read once, at the end."""
     VAL_TRAIN_RATIO: Ratio = 0.2

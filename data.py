@@ -126,13 +126,14 @@ def read_parts(config: Config) -> dict[str, pd.DataFrame]:
     Raises:
         InputError: rows that can't be used, all of them named.
     """
+    reading = tables.reading_of(config)
     if config.TRAIN_CSV is not None:
         paths = {name: getattr(config, f"{name.upper()}_CSV") for name in PARTS}
-        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, **reading)
     simulated = simulated_folder(config)
     cohort = config.COHORT_CSV if simulated is None else simulated / "cohort.csv"
     assert cohort is not None
-    table = tables.read_cohort(cohort, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    table = tables.read_cohort(cohort, mri_folder=config.MRI_FOLDER, **reading)
     return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
 
 

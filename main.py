@@ -239,7 +239,7 @@ def evaluation_settings(config: Config) -> EvaluationSettings:
 def _read_features(config: Config, folder: Path) -> dict[str, pd.DataFrame]:
     """The feature tables of a run's folder, by part."""
     paths = {name: folder / "features" / f"{name}.parquet" for name in PARTS}
-    return {name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()}
+    return {name: tables.read_features(path, **tables.reading_of(config)) for name, path in paths.items()}
 
 
 # ---- Cross-validation of the whole pipeline -----------------------------------------------------------
@@ -320,6 +320,7 @@ def fold_settings(config: Config, folder: Path, elsewhere: set[str]) -> dict[str
     return config.model_dump(mode="json", exclude_none=True, exclude=OF_THE_WHOLE) | {
         "OUTPUT_DIR": str(folder),
         "CACHE_DIR": str(cache_folder(config)),
+        "DECIMAL": "auto",  # of the tables that were written for it
         "EXPLAIN": [name for name in config.EXPLAIN if name not in elsewhere],
         **{f"{part.upper()}_CSV": str(folder / "input" / f"{part}.csv") for part in PARTS},
     }

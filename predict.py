@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cohort.grid import Grid
-from cohort.tables import ON_DISK, feature_columns, read_scans
+from cohort.tables import ON_DISK, feature_columns, read_scans, reading_of
 from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
@@ -27,7 +27,10 @@ from runs.threads import fix_threads
 from survival.predictor import curve_years
 from survival.ranges import by_subject, find_out_of_range, lines_of
 
-FOR_THIS_PREDICTION = ("OUTPUT_DIR", "PREDICT_CSV", "MRI_FOLDER", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER", "MAX_HOURS")
+FOR_THIS_PREDICTION = (
+    *("OUTPUT_DIR", "PREDICT_CSV", "MRI_FOLDER", "DECIMAL", "SIMILAR_IDS"),
+    *("CACHE_DIR", "NUM_WORKERS", "SCHEDULER", "MAX_HOURS"),
+)
 SHOWN = ("TIME_UNIT", "RESAMPLE", "MAX_VOXELS", "MRI_FOLDER")  # settings that say how the new table and scans are read
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ def predict(asked: Config) -> Path:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
     trained, grid = _read_run(asked.OUTPUT_DIR)
     config = _settings_of_run(trained, asked)
-    table = read_scans(asked.PREDICT_CSV, mri_folder=config.MRI_FOLDER, time_unit=config.TIME_UNIT)
+    table = read_scans(asked.PREDICT_CSV, mri_folder=config.MRI_FOLDER, **reading_of(config))
     _check_columns(table, config, asked.PREDICT_CSV)
     last = table.groupby("subject")["visit_time"].max()
     years = f"{last.min():.2f} to {last.max():.2f} years"

@@ -530,7 +530,7 @@ def compare_with_rivals(config: Config) -> None:
             "FOLDS: expected 2 or more, a table FEATURES, LANDMARKS, and as many WINDOWS. Received: "
             f"FOLDS {config.FOLDS}, FEATURES {config.FEATURES}, LANDMARKS {config.LANDMARKS}, WINDOWS {config.WINDOWS}"
         )
-    table = tables.read_features(config.FEATURES, time_unit=config.TIME_UNIT)
+    table = tables.read_features(config.FEATURES, **tables.reading_of(config))
     columns = usable_columns({"table": table})
     grid = landmark_grid({"table": table}, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS)
     histories: list[pd.DataFrame] = []
@@ -571,7 +571,7 @@ def _model_and_rivals(
 def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
     """The features of the run, or the table FEATURES split by subject."""
     if config.FEATURES is not None:
-        table = tables.read_features(config.FEATURES, time_unit=config.TIME_UNIT)
+        table = tables.read_features(config.FEATURES, **tables.reading_of(config))
         return split_subjects(
             table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
         )
@@ -580,7 +580,8 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
     absent = [str(path) for path in paths.values() if not path.is_file()]
     if absent:
         raise InputError(f"expected the features of a run, found no {', '.join(absent)}. Run python main.py first.")
-    return check_parts({name: tables.read_features(path, time_unit=config.TIME_UNIT) for name, path in paths.items()})
+    parts = {name: tables.read_features(path, **tables.reading_of(config)) for name, path in paths.items()}
+    return check_parts(parts, similar_ids=config.SIMILAR_IDS)
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

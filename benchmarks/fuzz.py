@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 
 from cohort import tables
+from cohort.ids import id_key
 from config import Config, read_config
 from data import preprocess, read_image
 from runs.errors import InputError
@@ -42,7 +43,22 @@ SHAPE = (16, 16, 16)
 TOKENS = [
     *["NA", "", "nan", "inf", "-1", "1e400", "1e39", "2019-01-01", "2019", "43466", "1,5", "1.5", "0x10", "1_0", "yes"],
     *["True", "'", '"', ";", "\t", "\0", "../x", "<script>", "\u0663", "\u066b", "9" * 40, "\r", "\n", "\ufeff"],
-    "Unnamed: 0",
+    *[
+        "Unnamed: 0",
+        "NULL",
+        "n/a",
+        "#N/A",
+        "?",
+        "-",
+        "1,495",
+        "1.495",
+        "1.113,5",
+        "3.5 ml",
+        "\u22123.5",
+        "1.0",
+        "001.0",
+    ],
+    *["000", "\u200b", "I0V0", "zo\u00e9", "zoe\u0301", "9.25", "1 495", "#DIV/0!"],
 ]
 VALUES = [None, True, 0, -1, 5, 1.5, 2**70, "", "x", "../x", "<script>", [], [1, "a"], {}, {"a": 1}]  # of JSON
 
@@ -150,11 +166,13 @@ def attempt(do: Callable[[], object]) -> str:
 
 
 def check_table(table: pd.DataFrame, _: pd.DataFrame | None) -> None:
-    """Assert that every row has an id, that its times (years) are in order, and that its features are not infinite."""
+    """Assert that rows have ids that differ, times (years) in order, and features that are not infinite."""
     assert np.isfinite(table["visit_time"]).all() and (table["visit_time"] >= 0).all()
     assert (table["subject"].str.strip() != "").all()
+    assert table["subject"].map(id_key).nunique() == table["subject"].nunique()
     if "time" in table:
-        assert (table["visit_time"] < table["time"]).all() and (table["time"] <= 100).all()
+        left = tables.time_left(table)
+        assert (left >= 0).all() and (left[table["event"]] > 0).all() and (table["time"] <= 100).all()
     features = table[tables.feature_columns(table)].to_numpy(float)
     assert not np.isinf(features).any()
 

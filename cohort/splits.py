@@ -1,10 +1,12 @@
 """Subjects, never their scans, are split into parts or folds, stratified by event."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from cohort.ids import similar_ids_fault
 from runs.errors import InputError, raise_if_any
 
 PARTS = ("train", "val", "test")
@@ -84,11 +86,14 @@ def assign_folds(event: np.ndarray, num_folds: int, rng: np.random.Generator) ->
     return fold
 
 
-def check_parts(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+def check_parts(
+    parts: dict[str, pd.DataFrame], *, similar_ids: Literal["refuse", "allow"] = "refuse"
+) -> dict[str, pd.DataFrame]:
     """Refuse a subject or an image that is in two parts, and a part without an event.
 
     Args:
         parts: a table in memory's columns for each of PARTS, a row a scan.
+        similar_ids: of two parts, that differ only in case, invisible signs or zeros around a number.
     Returns:
         The same parts.
     Raises:
@@ -102,6 +107,9 @@ def check_parts(parts: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         for value, its_parts in table.groupby(column)["part"].unique().items()
         if len(its_parts) > 1
     ]
+    for column in table.columns.intersection(["subject", "scan"]) if similar_ids == "refuse" else ():
+        first = table.drop_duplicates(column)
+        problems += similar_ids_fault(column, dict(zip(first[column], first["part"] + " part", strict=True)))
     problems += [f"the {name} part has no event" for name, part in parts.items() if not part["event"].any()]
     raise_if_any(
         "The split can't be used",
@@ -119,4 +127,5 @@ def _event_by_subject(table: pd.DataFrame) -> pd.Series:
 def _take_parts(table: pd.DataFrame, part_of: Mapping[str, str] | pd.Series) -> dict[str, pd.DataFrame]:
     """The rows of each part, given the part of each subject; checked."""
     part = table["subject"].map(part_of)
-    return check_parts({name: table[part == name].reset_index(drop=True) for name in PARTS})
+    parts = {name: table[part == name].reset_index(drop=True) for name in PARTS}
+    return check_parts(parts, similar_ids="allow")  # the ids of one table were compared when it was read

@@ -9,18 +9,22 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import pandas as pd
 
+from cohort.decimals import Decimal, convert_decimals
+from cohort.faults import row_fault, row_faults
 from runs.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", ".")  # what stands for no value
+# what stands for no value, alone in a cell, in any case
+MARKS = ("", "NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "NULL", "None", ".", "-", "\u2013", "\u2014", "\u2212", "?")
+MISSING = tuple({spelling for mark in MARKS for spelling in (mark, mark.lower(), mark.upper(), mark.capitalize())})
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 ENCODINGS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by the first bytes of a file; else UTF-8
 OTHER_KINDS = {
@@ -30,19 +34,20 @@ OTHER_KINDS = {
 }
 PARQUET = b"PAR1"  # the first bytes of such a file
 SAVE_AS_CSV = " Save it as CSV (UTF-8)."
-WITH_COMMA, WITH_POINT = (rf"\s*[+-]?\d*{sign}\d+([eE][+-]?\d+)?\s*" for sign in (",", r"\."))
 SEPARATOR = re.compile(r'"?sep=[,;\t]"?\s*')  # a line that a spreadsheet program puts before the header
 UNNAMED = re.compile(r"(Unnamed: \d+.*|__index_level_\d+__|)")  # what pandas calls a column without a name
 logger = logging.getLogger(__name__)
 
 
-def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+def read_rows(path: Path, *, text: Sequence[str], decimal: Decimal = "auto") -> tuple[pd.DataFrame, list[str]]:
     """Read every sound row of a table; blank rows are left out.
 
     Args:
         path: CSV in UTF-8 or UTF-16, its fields separated by commas, semicolons (then a decimal comma is read as one)
             or tabs; or Parquet, whatever the file is called.
         text: columns that stay as they are written, such as ids with leading zeros.
+        decimal: the sign before decimals; `auto`: a point, or a comma where fields stand between semicolons and the
+            cells show that it is no separator of thousands.
     Returns:
         The rows, indexed by the line that an editor shows (Parquet: counted from 1), a missing value being NaN except
         in `text`; and the faults of the other rows: another number of fields, or the header once more.
@@ -57,9 +62,9 @@ def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[st
         if first_bytes.startswith(magic):
             raise _unreadable(path, f"it is {kind}", SAVE_AS_CSV)
     if first_bytes == PARQUET:
-        return _read_parquet(path, text), []
+        return _read_parquet(path, text, decimal)
     try:
-        return _read_csv(path, text, ENCODINGS.get(first_bytes[:2], "utf-8-sig"))
+        return _read_csv(path, text, ENCODINGS.get(first_bytes[:2], "utf-8-sig"), decimal)
     except InputError:
         raise
     except UnicodeError as error:
@@ -68,16 +73,9 @@ def read_rows(path: Path, *, text: Sequence[str]) -> tuple[pd.DataFrame, list[st
         raise _unreadable(path, error) from error
 
 
-def row_fault(row: Hashable, fault: str, *received: object, verb: str = "received") -> str:
-    """A line about one row that can't be used, such as `row 3: expected 6 fields, received 5`.
-
-    Args:
-        row: its line, as an editor shows it (Parquet: counted from 1).
-        fault: what was expected, or what is wrong.
-        received: the value in the row, if showing it helps.
-        verb: what stands before that value.
-    """
-    return f"row {row}: {fault}" + "".join(f", {verb} {value!r}" for value in received)
+def is_missing(cells: pd.Series) -> pd.Series:
+    """(N,) bool: which cells are empty, or hold a mark that stands for no value."""
+    return cells.isna() | cells.astype(str).str.strip().str.casefold().isin({mark.casefold() for mark in MARKS})
 
 
 def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
@@ -87,14 +85,15 @@ def _unreadable(path: Path, reason: object, mend: str = "") -> InputError:
 class _SoundRows:
     """The sound rows of a CSV, one by one, the header first.
 
-    Once they are all read, `numbers` says on which lines they begin, and `problems` what was left out.
+    Once they are all read, `numbers` says on which lines they begin, and `problems()` what was left out.
     """
 
     def __init__(self, lines: Iterator[str], delimiter: str):
         self.reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         self.header: list[str] = []
         self.numbers: list[int] = []  # line on which each sound row begins
-        self.problems: list[str] = []
+        self.headers: list[int] = []  # line of a header that stands between the rows
+        self.ragged: list[tuple[int, int]] = []  # line and number of fields of a row of another length
 
     def __iter__(self) -> Iterator[list[str]]:
         next_line = 1
@@ -108,15 +107,21 @@ class _SoundRows:
                 continue
             width = len(self.header)
             if fields == self.header:
-                self.problems.append(row_fault(line, "the header once more"))
+                self.headers.append(line)
             elif len(fields) == width:
                 self.numbers.append(line)
                 yield fields
             else:
-                self.problems.append(row_fault(line, f"expected {width} fields", len(fields)))
+                self.ragged.append((line, len(fields)))
+
+    def problems(self) -> list[str]:
+        """The faults of the rows that were left out."""
+        cause = "A comma within a cell, or a row cut short? Put quotes around the cell, or complete the row"
+        headers = [row_fault(line, "the header once more") for line in self.headers]
+        return headers + row_faults(self.ragged, f"expected {len(self.header)} fields", cause=cause)
 
 
-def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFrame, list[str]]:
+def _read_csv(path: Path, text: Sequence[str], encoding: str, decimal: Decimal) -> tuple[pd.DataFrame, list[str]]:
     with open(path, encoding=encoding, newline="") as file:
         delimiter = _find_delimiter(file)
         rows = _SoundRows(_lines(file), delimiter)
@@ -125,17 +130,21 @@ def _read_csv(path: Path, text: Sequence[str], encoding: str) -> tuple[pd.DataFr
     if not rows.header:
         raise _unreadable(path, "it is empty")
     plain.seek(0)
-    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=delimiter == ";")
+    local = delimiter == ";" or decimal != "auto"  # numbers may be written as a country does
+    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=local)
     table.index = pd.Index(rows.numbers, dtype=int)
     table = _named_columns(path, table)
     dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
     dialect += ["UTF-16"] if encoding == "utf-16" else []
-    if delimiter == ";" and (problems := _convert_decimal_commas(table, text)) is not None:
-        dialect.append("decimal commas")
-        rows.problems += problems
+    problems = rows.problems()
+    _without_marks(table, text)
+    if local:
+        numbers, faults = convert_decimals(table, text, decimal)
+        dialect += [numbers] if numbers else []
+        problems += faults
     if dialect:
         logger.warning("%s: read as a table with %s", path, ", ".join(dialect))
-    return table, rows.problems
+    return table, problems
 
 
 def _parse_plain_csv(plain: TextIO, names: list[str], text: Sequence[str], *, numbers_as_text: bool) -> pd.DataFrame:
@@ -152,6 +161,13 @@ def _parse_plain_csv(plain: TextIO, names: list[str], text: Sequence[str], *, nu
         float_precision="round_trip",
         low_memory=False,
     ).set_axis(names, axis=1)
+
+
+def _without_marks(table: pd.DataFrame, text: Sequence[str]) -> None:
+    """Make the marks of missing values NaN, in place, but for the columns of `text`."""
+    for name in table.columns.difference([*text]):
+        if table[name].dtype == object:
+            table[name] = table[name].where(~is_missing(table[name]))
 
 
 def _find_delimiter(file: TextIO) -> str:
@@ -177,7 +193,7 @@ def _named_columns(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """
     unnamed = [number for number, name in enumerate(table.columns) if UNNAMED.fullmatch(str(name))]
     values = {number: table.iloc[:, number].dropna() for number in unnamed}
-    problems = [f"column {number + 1} has no name" for number in unnamed if not values[number].isin(MISSING).all()]
+    problems = [f"column {number + 1} has no name" for number in unnamed if not is_missing(values[number]).all()]
     counts = Counter(name for number, name in enumerate(table.columns) if number not in unnamed)
     problems += [f"{count} columns are called {name!r}" for name, count in counts.items() if count > 1]
     if problems:
@@ -185,22 +201,7 @@ def _named_columns(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.iloc[:, [number for number in range(len(table.columns)) if number not in unnamed]]
 
 
-def _convert_decimal_commas(table: pd.DataFrame, text: Sequence[str]) -> list[str] | None:
-    """Turn decimal commas into points, in place; the faults of rows that have points, or None if there is no comma."""
-    numbers = [name for name in table.columns if name not in text]
-    has_comma = {name: table[name].str.fullmatch(WITH_COMMA, na=False) for name in numbers}
-    if not any(rows.any() for rows in has_comma.values()):
-        return None
-    problems = []
-    for name, rows in has_comma.items():
-        with_points = table.loc[table[name].str.fullmatch(WITH_POINT, na=False), name]
-        fault = f"{name}: a decimal point in a table with decimal commas"
-        problems += [row_fault(row, fault, value) for row, value in with_points.items()]
-        table[name] = table[name].where(~rows, table[name].str.replace(",", "."))
-    return problems
-
-
-def _read_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
+def _read_parquet(path: Path, text: Sequence[str], decimal: Decimal) -> tuple[pd.DataFrame, list[str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -213,10 +214,8 @@ def _read_parquet(path: Path, text: Sequence[str]) -> pd.DataFrame:
         raise _unreadable(path, error) from error
     table.index = pd.RangeIndex(1, len(table) + 1)
     table = _named_columns(path, table)
-    for name in table.columns.difference([*text]):
-        if table[name].dtype == object:
-            table[name] = table[name].where(~table[name].isin(MISSING))
-    return table
+    _without_marks(table, text)
+    return table, convert_decimals(table, text, decimal)[1] if decimal != "auto" else []
 
 
 def _numbers_and_text(content: "pa.Table", text: Sequence[str]) -> "pa.Table":

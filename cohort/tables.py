@@ -5,17 +5,29 @@ columns, and its times are years. On disk it has the user's columns `subjectid, 
 convert_status`, and its times are in TIME_UNIT. The functions here translate between the two, and nothing else does.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from cohort.decimals import Decimal
+from cohort.faults import (
+    cause_of_no_number,
+    cause_of_states,
+    cause_of_times,
+    cause_of_two_outcomes,
+    meant_as_numbers,
+    row_faults,
+)
+from cohort.ids import id_key, similar_ids_fault
+from cohort.late_visits import without_late_visits
 from cohort.splits import PARTS, check_parts
-from cohort.table_files import MISSING, read_rows, row_fault
+from cohort.table_files import is_missing, read_rows
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
 
@@ -35,8 +47,30 @@ STATES = {"true": 1.0, "false": 0.0}  # other programs' words for `convert_statu
 LONGEST_FOLLOW_UP = 100.0  # years; a larger time is a calendar year or the number of a day
 HUGE_EXPONENT = r"[eE][+-]?\d{4,}"
 LARGEST_FEATURE = float(np.finfo(np.float32).max)
-MEANT_AS_NUMBER = r"\s*[<>~]?[+-]?\d+([., ']\d{3})*([.,]\d+)?([eE][+-]?\d+)?\s*%?\s*"  # such as `<5` or `1,070`
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a table is read where it can be read in more than one way: the settings of these names in config.py."""
+
+    similar_ids: Literal["refuse", "allow"] = "refuse"  # ids that differ only in case, invisible signs or zeros
+    decimal: Decimal = "auto"  # the sign before decimals
+    late_visits: Literal["refuse", "drop"] = "refuse"  # at or after the event, or after the end of follow-up
+
+
+AS_USUAL = Reading()
+
+
+def reading_of(settings: Any) -> dict[str, Any]:
+    """How a run reads its tables: the arguments `time_unit` and `reading` of the functions here.
+
+    Args:
+        settings: has the attributes TIME_UNIT and, in upper case, the names of `Reading`.
+    """
+    names = [field.name for field in dataclasses.fields(Reading)]
+    reading = Reading(**{name: getattr(settings, name.upper()) for name in names})
+    return {"time_unit": settings.TIME_UNIT, "reading": reading}
 
 
 def to_years(times: Times, time_unit: TimeUnit) -> Times:
@@ -59,7 +93,9 @@ def from_years(times: Times, time_unit: TimeUnit) -> Times:
     return times if time_unit == "years" else (times * PER_YEAR[time_unit]).round(9)
 
 
-def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_cohort(
+    path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL
+) -> pd.DataFrame:
     """Read and check a table of scans with known outcomes.
 
     Args:
@@ -67,22 +103,26 @@ def read_cohort(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit
             (relative to the CSV) and numeric covariates.
         mri_folder: holds `imageid.nii.gz` or `imageid.nii` where the table has no `nifti_path`.
         time_unit: of `visit_time` and `time`.
+        reading: what is done where a table can be read in more than one way.
     Returns:
         The table in memory's columns and years, sorted by subject and visit; `nifti_path` is absolute.
     Raises:
         InputError: names every bad row, and every scan without a file.
     """
     path = Path(path)
-    return _sort_visits(_read_checked(path, needed=ON_DISK, time_unit=time_unit, mri_folder=Path(mri_folder)))
+    return _sort_visits(_read_checked(path, needed=ON_DISK, time_unit=time_unit, reading=reading, folder=mri_folder))
 
 
-def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_scans(
+    path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL
+) -> pd.DataFrame:
     """Read and check a table of scans whose outcome is not known yet.
 
     Args:
         path: as for `read_cohort`; `time` and `convert_status` are ignored if they are there.
         mri_folder: as for `read_cohort`.
         time_unit: of `visit_time`.
+        reading: as for `read_cohort`.
     Returns:
         As `read_cohort`, without `time` and `event`; `visit_time` in years.
     Raises:
@@ -91,12 +131,16 @@ def read_scans(path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit 
     path, outcome = Path(path), ("time", "event")
     needed = {name: column for name, column in ON_DISK.items() if name not in outcome}
     ignored = [ON_DISK[name] for name in outcome]
-    table = _read_checked(path, needed=needed, ignored=ignored, time_unit=time_unit, mri_folder=Path(mri_folder))
+    table = _read_checked(path, needed=needed, ignored=ignored, time_unit=time_unit, reading=reading, folder=mri_folder)
     return _sort_visits(table)
 
 
 def read_parts(
-    paths: Mapping[str, str | Path], *, mri_folder: str | Path, time_unit: TimeUnit = "years"
+    paths: Mapping[str, str | Path],
+    *,
+    mri_folder: str | Path,
+    time_unit: TimeUnit = "years",
+    reading: Reading = AS_USUAL,
 ) -> dict[str, pd.DataFrame]:
     """Read the user's own split: one cohort table for each of train, val and test.
 
@@ -104,20 +148,25 @@ def read_parts(
         paths: of the three tables, by part.
         mri_folder: as for `read_cohort`.
         time_unit: of `visit_time` and `time`.
+        reading: as for `read_cohort`.
     Returns:
         By part, the table in memory's columns and years.
     Raises:
         InputError: as `read_cohort` and `check_parts`.
     """
-    return check_parts({part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit) for part in PARTS})
+    parts = {
+        part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit, reading=reading) for part in PARTS
+    }
+    return check_parts(parts, similar_ids=reading.similar_ids)
 
 
-def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.DataFrame:
+def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL) -> pd.DataFrame:
     """Read and check a table of visits with features; a feature may be missing, an outcome may not.
 
     Args:
         path: Parquet or CSV, a row a visit; `imageid` is optional, every other numeric column is a feature.
         time_unit: of `visit_time` and `time`.
+        reading: as for `read_cohort`.
     Returns:
         The table in memory's columns and years, sorted by subject and visit.
     Raises:
@@ -125,7 +174,7 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years") -> pd.Data
     """
     path = Path(path)
     needed = {name: column for name, column in ON_DISK.items() if name != "scan"}
-    return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit))
+    return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit, reading=reading))
 
 
 def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = "years") -> None:
@@ -156,9 +205,18 @@ def feature_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table.columns if name not in OUR_COLUMNS and pd.api.types.is_numeric_dtype(table[name])]
 
 
+def visits_with_time_left(table: pd.DataFrame) -> pd.DataFrame:
+    """The visits that something can be predicted at, in the table's order, with their index.
+
+    A censored subject's last visit may lie at the end of the follow-up: it belongs to the history, and no time is left.
+    Where outcomes are not known, all visits are.
+    """
+    return table[time_left(table) > 0] if "time" in table else table
+
+
 def last_visits(table: pd.DataFrame) -> pd.DataFrame:
-    """The last visit of each subject: a row a subject, sorted by subject."""
-    return _sort_visits(table).groupby("subject", sort=True).tail(1).reset_index(drop=True)
+    """The last visit of each subject that has time left: a row a subject, sorted by subject."""
+    return _sort_visits(visits_with_time_left(table)).groupby("subject", sort=True).tail(1).reset_index(drop=True)
 
 
 def time_left(table: pd.DataFrame) -> np.ndarray:
@@ -172,10 +230,11 @@ def _read_checked(
     needed: Mapping[str, str],
     ignored: Sequence[str] = (),
     time_unit: TimeUnit,
-    mri_folder: Path | None = None,
+    reading: Reading,
+    folder: str | Path | None = None,
 ) -> pd.DataFrame:
     """The table in memory's columns and years; raises once, with every bad row."""
-    table, problems = read_rows(path, text=TEXT_COLUMNS)
+    table, problems = read_rows(path, text=TEXT_COLUMNS, decimal=reading.decimal)
     table = table.drop(columns=[*ignored], errors="ignore")
     absent = [column for column in needed.values() if column not in table]
     if absent or (table.empty and not problems):
@@ -184,9 +243,14 @@ def _read_checked(
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems += _clean_ids(table) + _parse_outcomes(table, time_unit) + _contradictions(table) + _parse_features(table)
-    if mri_folder is not None:
-        problems += _find_volumes(table, path, mri_folder)
+    problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit)
+    if "event" in table:
+        left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
+        table, faults = without_late_visits(table, left, path, drop=reading.late_visits == "drop")
+        problems += faults
+    problems += _contradictions(table) + _parse_features(table)
+    if folder is not None:
+        problems += _find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
     if "event" in table:
         table["event"] = table["event"].astype(bool)
@@ -195,12 +259,16 @@ def _read_checked(
     return _drop_text(table, path)
 
 
-def _clean_ids(table: pd.DataFrame) -> list[str]:
-    """Turn ids into text without blanks around it, in place; the faults of rows without an id."""
+def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
+    """Turn ids into text without blanks around it, in place; the faults of rows without an id, or with another's."""
     problems = []
     for name in table.columns.intersection(["subject", "scan"]):
         table[name] = table[name].fillna("").astype(str).str.strip()
-        problems += _row_faults(table, table[name].isin(MISSING), f"{ON_DISK[name]}: expected an id", shown=name)
+        absent = is_missing(table[name]) | (table[name].map(id_key) == "")
+        problems += _row_faults(table, absent, f"{ON_DISK[name]}: expected an id", shown=name)
+        if reading.similar_ids == "refuse":
+            first_rows = table.loc[~absent, name].drop_duplicates()
+            problems += similar_ids_fault(ON_DISK[name], {value: f"row {row}" for row, value in first_rows.items()})
     return problems
 
 
@@ -211,26 +279,28 @@ def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
         values = _to_numbers(table[name])
         if name == "event":
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
-            problems += _row_faults(table, ~values.isin([0, 1]), "convert_status: expected 0 or 1", shown=name)
+            wrong, cause = ~values.isin([0, 1]), cause_of_states(table[name])
+            problems += _row_faults(table, wrong, "convert_status: expected 0 or 1", shown=name, cause=cause)
         else:
             wrong = ~(values >= 0) | np.isinf(values)
-            problems += _row_faults(table, wrong, f"{name}: expected a number >= 0", shown=name)
+            cause = cause_of_times(table.loc[wrong, name], time_unit, PER_YEAR)
+            problems += _row_faults(table, wrong, f"{name}: expected a number >= 0", shown=name, cause=cause)
             too_long = np.isfinite(values) & (values > LONGEST_FOLLOW_UP * PER_YEAR[time_unit])
             expected = f"expected {time_unit} since the subject's baseline, {LONGEST_FOLLOW_UP:g} years at most"
-            problems += _row_faults(table, too_long, f"{name}: {expected}", shown=name)
+            cause = cause_of_times(values[too_long], time_unit, PER_YEAR)
+            problems += _row_faults(table, too_long, f"{name}: {expected}", shown=name, cause=cause)
         table[name] = values
     return problems
 
 
 def _contradictions(table: pd.DataFrame) -> list[str]:
-    """The faults of rows that contradict each other, or whose visit comes too late."""
+    """The faults of rows that contradict each other."""
     problems = []
     if "event" in table:
-        late = (table["visit_time"] >= table["time"]) & (table["time"] >= 0)
-        problems += _row_faults(table, late, "a visit at or after the subject's `time`", shown="visit_time")
         outcomes = table.groupby("subject")[["time", "event"]].transform("nunique")
         differing = (outcomes > 1).any(axis=1)
-        problems += _row_faults(table, differing, "one subject with two outcomes", shown="subject")
+        cause = cause_of_two_outcomes(table[differing]) if differing.any() else ""
+        problems += _row_faults(table, differing, "one subject with two outcomes", shown="subject", cause=cause)
     same_visit = table.duplicated(["subject", "visit_time"], keep=False)
     problems += _row_faults(table, same_visit, "two visits of one subject at one time", shown="subject")
     if "scan" in table:
@@ -241,17 +311,19 @@ def _contradictions(table: pd.DataFrame) -> list[str]:
 def _parse_features(table: pd.DataFrame) -> list[str]:
     """Turn the other columns into numbers, in place; the faults of rows whose number is misspelt or too large.
 
-    A column stays text if most of its values are no numbers and were hardly meant as such.
+    A column stays text if it holds no number, and its cells were not meant as such.
     """
     problems = []
     for name in table.columns.difference([*OUR_COLUMNS], sort=False):
         values = _to_numbers(table[name])
+        if table[name].dtype == object:
+            values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
         misspelt = values.isna() & table[name].notna()
-        meant = table.loc[misspelt, name].astype(str).str.fullmatch(MEANT_AS_NUMBER)
-        if misspelt.sum() > len(table) / 2 and meant.mean() < 0.5:
+        if misspelt.any() and values.isna().all() and not meant_as_numbers(table.loc[misspelt, name]):
             continue
         wrong = misspelt | (values.abs() > LARGEST_FEATURE)
-        problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name)
+        cause = cause_of_no_number(table.loc[misspelt, name]) if misspelt.any() else ""
+        problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name, cause=cause)
         table[name] = values
     return problems
 
@@ -266,7 +338,10 @@ def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
             return _row_faults(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
         table["nifti_path"] = [_volume_path(folder.absolute(), scan) for scan in table["scan"]]
     absent = ~table["nifti_path"].map(os.path.isfile)
-    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at")
+    cause = (
+        "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder" if absent.all() else ""
+    )
+    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
 
 
 def _volume_path(folder: Path, scan: str) -> str:
@@ -282,16 +357,19 @@ def _to_numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors="coerce").astype(float)
 
 
-def _row_faults(table: pd.DataFrame, bad: pd.Series, fault: str, *, shown: str, verb: str = "received") -> list[str]:
-    """A line for each bad row, with what it holds in the column `shown`."""
-    return [row_fault(row, fault, value, verb=verb) for row, value in table.loc[bad, shown].items()]
+def _row_faults(
+    table: pd.DataFrame, bad: pd.Series, fault: str, *, shown: str, verb: str = "received", cause: str = ""
+) -> list[str]:
+    """The lines about the bad rows, with what they hold in the column `shown`."""
+    return row_faults(table.loc[bad, shown].items(), fault, verb=verb, cause=cause)
 
 
 def _drop_text(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table without the columns of text that are none of ours; they are logged."""
+    """The table without the columns of text that are none of ours; they are logged, each with a value."""
     text = [name for name in table.columns.difference([*OUR_COLUMNS], sort=False) if table[name].dtype == object]
     if text:
-        logger.warning("%s: not numeric, so not used: %s", path, ", ".join(map(str, text)))
+        named = ", ".join(f"{name} (text, such as {table[name].dropna().iloc[0]!r})" for name in text)
+        logger.warning("%s: columns without numbers, so not used: %s", path, named)
     return table.drop(columns=text)
 
 

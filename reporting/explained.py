@@ -15,6 +15,7 @@ from attribution.histories import HistoryExplanation, HistorySettings, ImageStag
 from attribution.regions import Regions, make_parcels, read_atlas
 from cohort.grid import Grid
 from cohort.scans import open_scan
+from cohort.tables import visits_with_time_left
 from config import Config
 from data import Cohort, load_volume, load_volumes
 from runs.errors import raise_if_any
@@ -165,7 +166,8 @@ class Explanations:
     def _choose(self) -> list[tuple[int, str]]:
         """The rows of the test part to explain, each with the reason."""
         by_risk = self._last_scans_by_risk()
-        row_of = dict(zip(by_risk["subject"], by_risk["row"], strict=True))
+        row_of = dict(zip(self.test["subject"], range(len(self.test)), strict=True))  # of whoever has no time left
+        row_of |= dict(zip(by_risk["subject"], by_risk["row"], strict=True))
         for name, quantile in BY_RANK.items():
             row_of[name] = by_risk["row"].iloc[int(quantile * (len(by_risk) - 1))]
         chosen = {
@@ -181,7 +183,7 @@ class Explanations:
 
     def _last_scans_by_risk(self) -> pd.DataFrame:
         """The last scan of each test subject, in the order of stage 2's risk; `row` is its place in the test part."""
-        last = self.test.assign(row=range(len(self.test))).groupby("subject").tail(1)
+        last = visits_with_time_left(self.test.assign(row=range(len(self.test)))).groupby("subject").tail(1)
         predicted = read_predictions(self.folder / "tlstm" / "predictions.csv")["test"]
         risk = predicted.groupby("subject")["log_hazard"].last()
         return last.assign(risk=last["subject"].map(risk)).sort_values("risk", kind="stable", ignore_index=True)

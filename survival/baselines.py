@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort.tables import feature_columns, last_visits, time_left
+from cohort.tables import feature_columns, last_visits, time_left, visits_with_time_left
 from survival.estimates import breslow, survival_curves
 
 Parts = Mapping[str, pd.DataFrame]  # train, val and test, a row a scan or a row a subject
@@ -89,7 +89,13 @@ def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:
         `last`, and `slope` a year (0 with one visit), a row a subject.
     """
     last = last_visits(table)
-    first = table.sort_values(["subject", "visit_time"]).groupby("subject", sort=True).head(1).reset_index(drop=True)
+    first = (
+        visits_with_time_left(table)
+        .sort_values(["subject", "visit_time"])
+        .groupby("subject", sort=True)
+        .head(1)
+        .reset_index(drop=True)
+    )
     years = last["visit_time"] - first["visit_time"]
     slope = (last["log_hazard"] - first["log_hazard"]) / years.where(years > 0, 1.0)
     return pd.DataFrame({"last": last["log_hazard"], "slope": slope})
@@ -102,9 +108,10 @@ def _principal_components(train: pd.DataFrame, image: Sequence[str]) -> Inputs:
     from sklearn.preprocessing import StandardScaler
 
     columns = list(image)
-    num_components = min(MAX_COMPONENTS, len(columns), train["subject"].nunique() - 1)
+    last = last_visits(train)
+    num_components = min(MAX_COMPONENTS, len(columns), len(last) - 1)
     reduce = make_pipeline(StandardScaler(), PCA(num_components, random_state=0))
-    reduce.fit(last_visits(train)[columns])
+    reduce.fit(last[columns])
     return lambda table: pd.DataFrame(reduce.transform(last_visits(table)[columns]))
 
 

@@ -100,7 +100,8 @@ def cut_at_landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] 
     Args:
         table: M visits; without `time` and `event`, everyone counts as event-free.
         visits: the same visits, arranged.
-        grid: landmarks, years from baseline, ascending; empty: one landmark a subject, its last visit.
+        grid: landmarks, years from baseline, ascending; empty: one landmark a subject, its last visit that has time
+            left.
     Returns:
         (R,) rows, sorted by landmark, then subject. No subject has a landmark before its first visit.
     """
@@ -109,7 +110,9 @@ def cut_at_landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] 
         time, event = outcome["time"].to_numpy(float), outcome["event"].to_numpy(bool)
     else:
         time, event = np.full(len(visits.subject), np.nan), np.zeros(len(visits.subject), bool)
-    last_visit = visits.visit_time[np.arange(len(visits.count)), visits.count - 1]  # (N,)
+    is_over = np.round(time[:, None] - visits.visit_time, 9) <= 0  # (N, V); so is a visit that is not there
+    num_open = (np.isfinite(visits.visit_time) & ~is_over).sum(axis=1)
+    last_visit = visits.visit_time[np.arange(len(visits.count)), np.maximum(num_open - 1, 0)]  # (N,)
     years = np.stack([np.full(len(last_visit), float(year)) for year in grid]) if len(grid) else last_visit[None]
     visit = np.stack([(visits.visit_time <= year[:, None]).sum(axis=1) - 1 for year in years])  # (landmarks, N)
     time_left = np.round(time - years, 9)  # free of rounding noise, as in cohort.tables.time_left

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy.special
 
-from cohort.tables import ON_DISK
+from cohort.tables import ON_DISK, visits_with_time_left
 from runs.errors import InputError
 from runs.files import written_whole
 from survival.cox import Ties, ridge_cox
@@ -236,8 +236,9 @@ def predict_by_visit(predictor: Predictor, table: pd.DataFrame, years: np.ndarra
         table: M visits, sorted by subject and visit.
         years: (T,) points of the survival curves.
     Returns:
-        The table of `Predictor.predict`, a row a visit.
+        The table of `Predictor.predict`, a row a visit that has time left.
     """
+    table = visits_with_time_left(table)
     place = table.groupby("subject").cumcount()
     count = table.groupby("subject")["subject"].transform("size")
     up_to_visit = [table[(place <= visit) & (count > visit)].reset_index(drop=True) for visit in range(count.max())]

@@ -243,7 +243,7 @@ def _inverse_spread(spread: np.ndarray) -> np.ndarray:
 
 # ---- The columns that can be used ----------------------------------------------------------------
 def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Find the feature columns that have two different values or more, and that every part has.
+    """Find the feature columns that have two different values or more, and that every part has; the log names them.
 
     A channel of stage 1 may be dead: a constant `feature_<n>` is left out, and the log names it.
 
@@ -270,6 +270,10 @@ def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
     raise_if_any("Columns can't be used", problems, "Drop these columns.")
     if dead:
         logger.info("%d constant features are left out: %s", len(dead), ", ".join(dead))
+    own = [name for name in usable if not IMAGE_FEATURE.fullmatch(name)]
+    num_image = len(usable) - len(own)
+    names = own + ([f"{num_image} of the form feature_<n>"] if num_image else [])
+    logger.info("%d columns are used: %s", len(usable), ", ".join(names))
     num_missing = int(table[usable].isna().sum().sum())
     if num_missing:
         logger.info(

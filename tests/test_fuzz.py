@@ -42,7 +42,8 @@ def test_any_table_is_read_or_refused(tmp_path, rows):
 def test_a_number_is_read_as_it_is_written(tmp_path, time, age, comma):
     text = HEADER + f"a,b,0,{time!r},1,{age!r}\n"
     (tmp_path / "table.csv").write_text(text.replace(",", ";").replace(".", ",") if comma else text)
-    visit = tables.read_features(tmp_path / "table.csv").iloc[0]
+    reading = tables.Reading(decimal="comma" if comma else "auto")  # `1,125` alone could be a thousand
+    visit = tables.read_features(tmp_path / "table.csv", reading=reading).iloc[0]
     assert visit["time"] == pytest.approx(time, rel=1e-15) and visit["age"] == pytest.approx(age, rel=1e-15)
 
 

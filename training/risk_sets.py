@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from cohort.tables import time_left
+from cohort.tables import time_left, visits_with_time_left
 from loss import Outcome
 
 
@@ -16,17 +16,18 @@ class Scans:
     entries: list[str]  # files of their preprocessed volumes
     scan: np.ndarray  # (N,) ids
     outcome: Outcome  # subject, visit_time, time left and event, (N,) each
-    last: np.ndarray  # (N,) bool: the last scan of its subject
+    last: np.ndarray  # (N,) bool: the last scan of its subject here
 
     @classmethod
     def of(cls, table: pd.DataFrame) -> "Scans":
-        """From the table of a part.
+        """From the table of a part; a scan at the end of its subject's follow-up has no target, so it is left out.
 
         Args:
             table: with `cache_entry`, sorted by subject and visit; times in years.
         Returns:
             Subjects numbered from 0 in the table's order.
         """
+        table = visits_with_time_left(table)
         subject = pd.factorize(table["subject"])[0].astype(np.int32)
         outcome = Outcome(
             subject,

@@ -63,6 +63,11 @@ def test_ids_stay_text(write):
     [
         ("a,a2,6,24,1", "a,a2,24,24,1", "row 3: a visit at or after the subject's `time`, received 24.0"),
         ("a,a2,6,24,1", "a,a2,25,24,1", "row 3: a visit at or after"),
+        (
+            "b,b1,0,30,0",
+            "b,b1,31,30,0",
+            "row 2: a visit after the end of the subject's follow-up, `time`, received 31.0",
+        ),
         ("a,a2,6,24,1", "a,a2,0,24,1", "row 3: two visits of one subject at one time"),
         ("a,a2,6,24,1", "a,a2,6,25,1", "row 3: one subject with two outcomes"),
         ("a,a2,6,24,1", "a,a2,6,24,0", "row 4: one subject with two outcomes"),
@@ -108,10 +113,40 @@ def test_every_bad_row_is_named_at_once(write):
     assert "(4):" in message
 
 
-def test_many_bad_rows_are_counted(write):
-    rows = "".join(f"s{i},i{i},0,-1,1\n" for i in range(1010))
-    with pytest.raises(InputError, match="and 10 more"):
-        tables.read_features(write("subjectid,imageid,visit_time,time,convert_status\n" + rows.replace(",0,", ",0.0,")))
+@pytest.mark.parametrize(("unit", "end"), [("months", "30"), ("days", "0.3")])
+def test_a_censored_subjects_visit_at_the_end_is_kept_counted_and_not_last(write, caplog, unit, end):
+    caplog.set_level("INFO")
+    text = GOOD.replace("b,b1,0,30,0", f"b,b1,0.1,{end},0").replace("c,c1,0,12,1,80", f"b,c1,{end},{end},0,80")
+    table = tables.read_features(write(text), time_unit=unit)
+    assert len(table) == 4 and tables.time_left(table)[3] == 0
+    assert "1 last visits of censored subjects lie at `time`" in caplog.text
+    assert tables.last_visits(table)["scan"].tolist() == ["a2", "b1"]
+    unknown = table.drop(columns=["time", "event"])
+    assert tables.last_visits(unknown)["scan"].tolist() == ["a2", "c1"]
+
+
+LATE = [
+    (GOOD.replace("a,a2,6", "a,a2,24"), "1 visits: 1 at or after their subject's event, 0 after", ["a1", "b1", "c1"]),
+    (GOOD.replace("a,a2,6", "a,a2,25"), "1 visits: 1 at or after their subject's event, 0 after", ["a1", "b1", "c1"]),
+    (GOOD.replace("b,b1,0", "b,b1,30.5"), "1 visits: 0 at or after their subject's event, 1 after", ["a1", "a2", "c1"]),
+]
+
+
+@pytest.mark.parametrize(("text", "said", "left"), LATE)
+def test_late_visits_are_dropped_and_counted_if_that_is_asked_for(write, caplog, text, said, left):
+    path = write(text, volumes=False)
+    for image in left:  # the scans of visits that are left out need not be there
+        (path.parent / f"{image}.nii.gz").touch()
+    table = read(path, time_unit="months", reading=tables.Reading(late_visits="drop"))
+    assert table["scan"].tolist() == left and said in caplog.text
+    with pytest.raises(InputError, match="a visit a"):
+        read(path, time_unit="months")
+
+
+def test_nothing_but_late_visits_is_refused(write):
+    text = "subjectid,visit_time,time,convert_status\na,3,2,1\nb,4,1,0\n"
+    with pytest.raises(InputError, match="every visit is at or after its subject's `time`"):
+        tables.read_features(write(text), reading=tables.Reading(late_visits="drop"))
 
 
 def test_other_column_names_are_listed_beside_ours(write):

@@ -28,6 +28,23 @@ def test_one_scan_is_the_last_scans_log_hazard(features):
     assert predicted["log_hazard"].corr(predicted["survival_2.0"]) < 0
 
 
+def test_a_visit_at_the_end_of_follow_up_is_not_the_last_one(features):
+    """One test subject's second visit lies at the end, another's only ones do: all models predict the same subjects."""
+    names = features["test"].query("not event")["subject"].unique()
+    table = features["test"].copy()
+    rows = table["subject"] == names[0]
+    table.loc[rows, "time"] = table.loc[rows, "visit_time"].max()
+    table = table.drop(table.index[(table["subject"] == names[1]) & (table["visit_time"] > 0)])
+    table.loc[table["subject"] == names[1], "time"] = 0.0
+    parts = features | {"test": table}
+    predicted = baselines.predict_last_scan(parts, YEARS)["test"]
+    first = table[(table["subject"] == names[0]) & (table["visit_time"] == 0.5)]
+    assert predicted.set_index("subject").loc[names[0], "log_hazard"] == first["log_hazard"].item()
+    assert names[1] not in set(predicted["subject"])
+    for model in baselines.predict_cox_models(parts, YEARS).values():
+        assert model["test"]["subject"].tolist() == predicted["subject"].tolist()
+
+
 def test_the_slope_helps_where_the_hazard_is_in_it(features):
     models = baselines.predict_cox_models(features, YEARS)
     assert set(models) == {"cox_last_slope", "elastic_net_features"}

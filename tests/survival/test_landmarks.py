@@ -41,6 +41,17 @@ def test_last_visits_are_the_landmarks_without_a_grid():
     assert np.isnan(cut_at_landmarks(unknown, Visits.of(unknown)).time).all()
 
 
+@pytest.mark.parametrize(("subject", "end", "years"), [("p", 2.0, [0.5, 0.0, 1.0]), ("q", 0.0, [2.0, 1.0])])
+def test_a_visit_at_the_end_is_history_and_no_landmark(subject, end, years):
+    """Of p the visit before is the landmark; q, whose only visit it is, has none."""
+    table = visits_table()
+    table.loc[table["subject"] == subject, ["time", "event"]] = [end, False]
+    rows = cut_at_landmarks(table, Visits.of(table))
+    assert rows.year.tolist() == years and (rows.time > 0).all()
+    at_end = cut_at_landmarks(table, Visits.of(table), (end,))
+    assert subject not in np.array(["p", "q", "r"])[at_end.subject]
+
+
 def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
     table = visits_table()
     assert landmark_grid({"t": table}, (0.7, 1.2), 0.5) == (0.0, 0.5, 0.7, 1.0, 1.2)
