@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from cohort.scans import found_instead
 from cohort.splits import PARTS, check_parts
 from cohort.table_files import MISSING, read_rows, row_fault
 from runs.errors import InputError, raise_if_any
@@ -265,8 +266,9 @@ def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
         if not plain.all():
             return _row_faults(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
         table["nifti_path"] = [_volume_path(folder.absolute(), scan) for scan in table["scan"]]
-    absent = ~table["nifti_path"].map(os.path.isfile)
-    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at")
+    absent = table[~table["nifti_path"].map(os.path.isfile)]
+    faults = _row_faults(absent, absent["scan"].notna(), "expected a file", shown="nifti_path", verb="found none at")
+    return [fault + found_instead(path) for fault, path in zip(faults, absent["nifti_path"], strict=True)]
 
 
 def _volume_path(folder: Path, scan: str) -> str:
