@@ -8,6 +8,7 @@ import gzip
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,7 @@ BLOCK = 2**20  # voxels that are unpacked and converted at a time
 PACKED = b"\x1f\x8b"  # the first bytes of a gzip file
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0  # edge of a head's voxel; a header in metres or micrometres is outside
 LEAST_VOLUME = 1e-3  # share: a voxel's volume over the product of its edges; below it the axes lie almost in one plane
+MOST_ALIKE, EXAMPLES = 5, 3  # more scans of which the same is said are one line, with so many of them
 BOX_SHARE = 1e-3  # of a box's diagonal, by which sform and qform may differ: quaternions in float32 round by 4e-4
 SIZE_SHARE = 1e-2  # by which a voxel's edge may differ from pixdim
 ANALYZE = (".hdr", ".img")  # suffixes of the two files of a pair, Analyze's or NIfTI's
@@ -192,6 +194,26 @@ def found_instead(path: str | Path) -> str:
         if ending in REMEDY_BY_ENDING:
             return f" ({name} lies there: {REMEDY_BY_ENDING[ending].format(name=name, stem=stem)})"
     return ""
+
+
+def name_alike(found: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each scan, and one line for many scans of which the same is said.
+
+    Args:
+        found: a scan (its id, and path if that helps) and what is said of it.
+    Returns:
+        `<scan>: <words>`, or `<number> scans: <words> Such as <scan>; <scan>; <scan>`.
+    """
+    scans_of: dict[str, list[str]] = {}
+    for scan, words in found:
+        scans_of.setdefault(words, []).append(scan)
+    lines = []
+    for words, scans in scans_of.items():
+        if len(scans) > MOST_ALIKE:
+            lines.append(f"{len(scans)} scans: {words}. Such as {'; '.join(scans[:EXAMPLES])}")
+        else:
+            lines += [f"{scan}: {words}" for scan in scans]
+    return lines
 
 
 def _stem(name: str) -> str:

@@ -34,7 +34,6 @@ FRAME_MS = 100  # milliseconds a frame of a GIF
 VIEWER_MM = 2.0  # size of a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
 MOST_UNIT, MOST_METHOD = 16, 79  # bytes of a NIfTI header's fields intent_name and descrip
-ROUNDING = 1e-3  # voxels; a centre so close to the edge of the network's box lies on it
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
     "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
@@ -160,8 +159,10 @@ def write_nifti(
         `path`.
     """
     image = nib.Nifti1Image(np.asarray(values, np.float32), affine)
+    x, y, z = values.shape
+    box = Grid((x, y, z), affine)
     image = resample_from_to(image, (native.shape, native.affine), order=1, mode="nearest")
-    seen = np.asarray(image.dataobj) * _within_box(values.shape, affine, native)
+    seen = np.asarray(image.dataobj) * box.covers(native)
     image = nib.Nifti1Image(seen, native.affine)
     unit, method = about
     image.header.set_intent("estimate", name=_cut(unit, MOST_UNIT))
@@ -170,20 +171,6 @@ def write_nifti(
     with written_whole(path) as part:
         nib.save(image, part)
     return Path(path)
-
-
-def _within_box(shape: tuple[int, ...], affine: np.ndarray, native: Grid) -> np.ndarray:
-    """Which voxels of a grid have their centre in the box of another: (X, Y, Z) bool on `native`.
-
-    The box of `shape` (X, Y, Z) and `affine` reaches half a voxel beyond the centres of its outer voxels.
-    """
-    to_voxel = np.linalg.inv(affine) @ native.affine
-    x, y, z = np.ogrid[tuple(slice(size) for size in native.shape)]
-    within = np.ones(native.shape, bool)
-    for axis, size in enumerate(shape):
-        along = to_voxel[axis, 0] * x + to_voxel[axis, 1] * y + to_voxel[axis, 2] * z + to_voxel[axis, 3]  # voxels
-        within &= (along >= -0.5 - ROUNDING) & (along <= size - 0.5 + ROUNDING)
-    return within
 
 
 def _cut(text: str, most: int) -> str:
