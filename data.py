@@ -22,7 +22,7 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from cohort import simulate, tables
-from cohort.extent import Extent, compare_extents, find_background, measure_extent
+from cohort.extent import Extent, compare_extents, find_background, measure_extent, median_extent
 from cohort.grid import Grid, check_grid, commonest_grid, grid_of, read_grid
 from cohort.scans import EXAMPLES, MAX_VOXELS, found_instead, name_alike, open_scan
 from cohort.splits import PARTS, split_subjects
@@ -185,6 +185,7 @@ class Preprocessing:
     reference: Grid | None = None  # the grid that scans must have; None: the one that most of them have
     max_voxels: int = MAX_VOXELS  # of the largest scan that is not refused
     reference_name: str = "the other scans"  # whose grid `reference` is, in words
+    usual: Extent | None = None  # what each brain should be like; None: the median of the table's
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,7 @@ class Cache:
     source: Grid  # of the scans
     grid: Grid  # of the network's volumes
     num_built: int  # volumes that were preprocessed now; the others were there already
+    usual: Extent | None = None  # the median brain, in size and place; None: too few scans to tell
     num_resampled: int = 0  # scans that lay on another grid than `source`
     notes: tuple[str, ...] = ()  # the scans' grid, and how many were resampled to it, a line each
     warnings: tuple[str, ...] = ()  # what is unusual of some scans, by name, a line each
@@ -252,12 +254,15 @@ def build_cache(
     raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
     assert reference is not None  # else every scan was refused
     resampled = table["scan"][[result.resampled for result in stored]].to_list()
-    notes, warnings = [f"grid of the scans: {reference.describe()}, {origin}"], _compare_brains(scans, stored)
+    extents = [result.extent for result in stored if result.extent is not None]
+    usual = preprocessing.usual or median_extent(extents)
+    warnings = _compare_brains(scans, extents, usual) + name_alike(_with_words(scans, [each.note for each in stored]))
+    notes = [f"grid of the scans: {reference.describe()}, {origin}"]
     if resampled:
         words = f"{len(resampled)} of {len(table)} scans were resampled to it from another grid, such as"
         notes.append(f"{words} {', '.join(map(str, resampled[:EXAMPLES]))}")
     num_built, grid = sum(result.built for result in stored), reference.resized(chosen.shape)
-    cache = Cache(reference, grid, num_built, len(resampled), tuple(notes), tuple(warnings))
+    cache = Cache(reference, grid, num_built, usual, len(resampled), tuple(notes), tuple(warnings))
     return table.assign(cache_entry=[str(result.entry) for result in stored]), cache
 
 
@@ -279,17 +284,21 @@ def find_reference(table: pd.DataFrame, grids: Sequence[Grid | None]) -> tuple[G
     return reference, f"which {number} of {len(grids)} scans have"
 
 
-def _compare_brains(scans: Sequence[str], stored: Sequence[_Stored]) -> list[str]:
-    """What should be said of scans that are used all the same: of their headers, and of brains unlike the others.
+def _compare_brains(scans: Sequence[str], extents: Sequence[Extent], usual: Extent | None) -> list[str]:
+    """What should be said of brains that are unlike the usual one and used all the same.
 
     Raises:
         InputError: names every scan whose brain can't be one of this cohort.
     """
-    refused, unusual = compare_extents([result.extent for result in stored if result.extent is not None])
-    problems = [(scan, why) for scan, why in zip(scans, refused, strict=True) if why]
+    refused, unusual = compare_extents(extents, usual)
+    problems = _with_words(scans, refused)
     raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
-    headers = [result.note for result in stored]
-    return name_alike([(scan, why) for scan, why in zip([*scans, *scans], headers + unusual, strict=True) if why])
+    return name_alike(_with_words(scans, unusual))
+
+
+def _with_words(scans: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
+    """The scans of which something is said, with that."""
+    return [(scan, said) for scan, said in zip(scans, words, strict=True) if said]
 
 
 def _readable_grid(path: str, max_voxels: int) -> Grid | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,13 @@ class Pipeline:
         if inputs is None:
             return Record(self.folder, settings)
         grid = self.cohort.cache.source
-        place = {"shape": grid.shape, "affine": grid.affine, "resampled": self.cohort.cache.num_resampled}
+        place: dict[str, Any] = {
+            "shape": grid.shape,
+            "affine": grid.affine,
+            "resampled": self.cohort.cache.num_resampled,
+        }
+        if self.cohort.cache.usual is not None:
+            place["usual_brain"] = asdict(self.cohort.cache.usual)
         return Record(self.folder, settings, inputs=inputs, grid=place, threads=self.threads)
 
     def _run_stage(self, stage: Stage) -> None:

@@ -80,17 +80,16 @@ def find_background(values: np.ndarray) -> tuple[float, float] | None:
     return None
 
 
-def compare_extents(extents: Sequence[Extent], usual: Extent | None = None) -> tuple[list[str], list[str]]:
+def compare_extents(extents: Sequence[Extent], usual: Extent | None) -> tuple[list[str], list[str]]:
     """What is wrong, and what is unusual, with each brain's size and place beside those of the others.
 
     Args:
         extents: of each scan of a cohort.
-        usual: what they should be like; None: the median of all, if there are LEAST_SCANS.
+        usual: what they should be like, such as `median_extent` of them; None: nothing is said.
     Returns:
         A reason to refuse and a reason to name each scan, in the order of `extents`; empty where there is none.
     """
     refused, named = [""] * len(extents), [""] * len(extents)
-    usual = usual or _median_extent(extents)
     if usual is None or usual.volume == 0:
         return refused, named
     for place, extent in enumerate(extents):
@@ -112,7 +111,12 @@ def compare_extents(extents: Sequence[Extent], usual: Extent | None = None) -> t
     return refused, named
 
 
-def _median_extent(extents: Sequence[Extent]) -> Extent | None:
+def median_extent(extents: Sequence[Extent]) -> Extent | None:
+    """What is usual in a cohort: the median size and place of its brains; None of fewer than LEAST_SCANS.
+
+    Args:
+        extents: of each scan, in mm.
+    """
     if len(extents) < LEAST_SCANS:
         return None
     x, y, z = np.median([extent.centre for extent in extents], axis=0)

@@ -1,5 +1,6 @@
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 import data
+from cohort.extent import measure_extent
 from cohort.grid import Grid
 from cohort.volume import preprocess, read_image
 from config import read_config
@@ -285,6 +287,21 @@ def test_a_brain_at_another_place_than_the_others_is_refused(tmp_path, rng, resa
         build(table, tmp_path, resample=resample)
     assert "(1):" in str(error.value)
     assert build(table.drop(3), tmp_path, resample=resample).num_resampled == 0
+
+
+def test_a_few_new_scans_are_compared_with_the_usual_brain_of_a_run(table, tmp_path):
+    """Three scans alone say nothing of what is usual; a run's record does."""
+    cache = build(table, tmp_path)
+    assert cache.usual is None
+    own = measure_extent(np.load(cache.entries[0]), cache.grid)
+    assert build(table, tmp_path, usual=own).usual == own
+    x, y, z = own.centre
+    with pytest.raises(InputError, match=r"used \(3\):(\n  s.: .*centre lies 15 mm from the usual one.*){3}"):
+        build(table, tmp_path, usual=replace(own, centre=(x, y + 15, z)))
+    larger = replace(own, volume=own.volume * 1.5)
+    assert ["0.67 times the usual size" in warning for warning in build(table, tmp_path, usual=larger).warnings] == [
+        True
+    ] * 3
 
 
 def test_what_a_header_leaves_open_is_noted_once_for_all(tmp_path, brain):

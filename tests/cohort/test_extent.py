@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cohort.extent import Extent, compare_extents, find_background, measure_extent
+from cohort.extent import Extent, compare_extents, find_background, measure_extent, median_extent
 from cohort.grid import Grid
 
 SHAPE = (40, 44, 42)
@@ -75,6 +75,10 @@ def test_an_extent_is_in_millimetres(brain):
     assert nothing.volume == 0 and nothing.centre == pytest.approx(extent.centre)
 
 
+def compare(extents):
+    return compare_extents(extents, median_extent(extents))
+
+
 BALL = 4 / 3 * np.pi * 70**3  # mm^3
 
 
@@ -86,7 +90,7 @@ def test_a_brain_that_is_not_of_this_cohort_is_refused_and_an_unusual_one_named(
         Extent(BALL, (0.0, 0.0, -20.0)),
         Extent(BALL * 0.7, (0.0, 0.0, 0.0)),
     ]
-    refused, named = compare_extents([*sound, *sound, *odd])
+    refused, named = compare([*sound, *sound, *odd])
     assert [bool(reason) for reason in refused] == [False] * 8 + [True, True, False, False]
     assert [bool(reason) for reason in named] == [False] * 10 + [True, True]
     assert "a brain whose centre lies 60 mm from the usual one" in refused[8]
@@ -96,12 +100,12 @@ def test_a_brain_that_is_not_of_this_cohort_is_refused_and_an_unusual_one_named(
 
 def test_a_mouse_is_compared_in_its_own_size():
     mice = [Extent(450.0, (0.0, 0.0, 0.0))] * 5
-    assert compare_extents([*mice, Extent(450.0, (4.0, 0.0, 0.0))])[0][5] != ""
+    assert compare([*mice, Extent(450.0, (4.0, 0.0, 0.0))])[0][5] != ""
 
 
 def test_few_scans_say_nothing_of_what_is_usual_unless_that_is_known():
     three = [Extent(BALL, (0.0, 0.0, 0.0))] * 2 + [Extent(BALL * 3, (90.0, 0.0, 0.0))]
-    assert compare_extents(three) == ([""] * 3, [""] * 3)
-    assert compare_extents([]) == ([], [])
+    assert compare(three) == ([""] * 3, [""] * 3)
+    assert compare([]) == ([], [])
     refused, _ = compare_extents(three, usual=three[0])
     assert [bool(reason) for reason in refused] == [False, False, True]
