@@ -251,12 +251,15 @@ def build_cache(
         stored = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
     scans = [f"{scan}: {path}" for scan, path in zip(table["scan"], paths, strict=True)]
     problems = [(scan, str(result.error)) for scan, result in zip(scans, stored, strict=True) if result.error]
+    sound = [scan for scan, result in zip(scans, stored, strict=True) if not result.error]
+    extents = [result.extent for result in stored if result.extent is not None]  # of the sound scans
+    usual = preprocessing.usual or median_extent(extents)
+    refused, unusual = compare_extents(extents, usual)
+    problems += _with_words(sound, refused)
     raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
     assert reference is not None  # else every scan was refused
     resampled = table["scan"][[result.resampled for result in stored]].to_list()
-    extents = [result.extent for result in stored if result.extent is not None]
-    usual = preprocessing.usual or median_extent(extents)
-    warnings = _compare_brains(scans, extents, usual) + name_alike(_with_words(scans, [each.note for each in stored]))
+    warnings = name_alike(_with_words(scans, unusual) + _with_words(scans, [each.note for each in stored]))
     notes = [f"grid of the scans: {reference.describe()}, {origin}"]
     if resampled:
         words = f"{len(resampled)} of {len(table)} scans were resampled to it from another grid, such as"
@@ -282,18 +285,6 @@ def find_reference(table: pd.DataFrame, grids: Sequence[Grid | None]) -> tuple[G
         return None, ""
     reference, number = commonest_grid(readable)
     return reference, f"which {number} of {len(grids)} scans have"
-
-
-def _compare_brains(scans: Sequence[str], extents: Sequence[Extent], usual: Extent | None) -> list[str]:
-    """What should be said of brains that are unlike the usual one and used all the same.
-
-    Raises:
-        InputError: names every scan whose brain can't be one of this cohort.
-    """
-    refused, unusual = compare_extents(extents, usual)
-    problems = _with_words(scans, refused)
-    raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
-    return name_alike(_with_words(scans, unusual))
 
 
 def _with_words(scans: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:

@@ -286,7 +286,10 @@ def test_a_brain_at_another_place_than_the_others_is_refused(tmp_path, rng, resa
     ) as error:
         build(table, tmp_path, resample=resample)
     assert "(1):" in str(error.value)
-    assert build(table.drop(3), tmp_path, resample=resample).num_resampled == 0
+    Path(table["nifti_path"][1]).write_bytes(b"no volume")
+    with pytest.raises(InputError, match=r"used \(2\):\n  s1: .*can't read it.*\n  s3: .*centre lies"):
+        build(table.iloc[[0, 1, 2, 3, 4]], tmp_path, resample=resample)
+    assert build(table.drop([1, 3]), tmp_path, resample=resample).num_resampled == 0
 
 
 def test_a_few_new_scans_are_compared_with_the_usual_brain_of_a_run(table, tmp_path):
