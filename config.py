@@ -94,7 +94,9 @@ class Config(BaseSettings):
     TARGET_SHAPE: tuple[Voxels, Voxels, Voxels] = (48, 56, 48)
     """Voxels of a volume in the network (X, Y, Z); memory and time grow with their product (paper: 128,128,128)."""
     RESAMPLE: bool = False
-    """Resample scans of another grid to the first scan's; off: they are refused, by name."""
+    """Resample scans of another grid to REFERENCE's; off: they are refused, by name."""
+    REFERENCE: Path | None = None
+    """A NIfTI file whose grid (shape and place in mm) every scan must have; unset: the one that most scans have."""
     MAX_VOXELS: Count = 512**3
     """Voxels of the largest scan that is not refused; preprocessing one takes 8 bytes a voxel at most."""
     CACHE_DIR: Path | None = None

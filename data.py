@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from cohort import simulate, tables
-from cohort.grid import Grid, check_grid, grid_of, read_grid, resize
-from cohort.scans import MAX_VOXELS, Scan, open_scan, read_greys
+from cohort.extent import Extent, compare_extents, find_background, measure_extent, median_extent
+from cohort.grid import Grid, check_grid, commonest_grid, grid_of, read_grid
+from cohort.scans import EXAMPLES, MAX_VOXELS, found_instead, name_alike, open_scan
 from cohort.splits import PARTS, split_subjects
+from cohort.volume import image_of, preprocess
 from config import Config
 from runs.cluster import workers
 from runs.errors import InputError, raise_if_any
@@ -31,7 +34,7 @@ from runs.files import fingerprint, remove_temporaries, written_whole
 
 VERSION = 3  # of the preprocessing; a change makes every cache entry anew
 CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
-COARSEST = 2e-3  # z-scores: the most that float32 may round greys by
+MEND_SCANS = "Mend these files, or drop their rows from the table."
 IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
 
 
@@ -106,7 +109,13 @@ def load_cohort(config: Config) -> Cohort:
         remove_temporaries(cache_folder(config))
         whole, cache = build_cache(
             pd.concat([parts[name] for name in PARTS]),
-            Preprocessing(config.TARGET_SHAPE, resample=config.RESAMPLE, max_voxels=config.MAX_VOXELS),
+            Preprocessing(
+                config.TARGET_SHAPE,
+                resample=config.RESAMPLE,
+                reference=read_reference(config),
+                max_voxels=config.MAX_VOXELS,
+                reference_name="REFERENCE",
+            ),
             folder=cache_folder(config),
             jobs=config.NUM_WORKERS,
             scheduler=config.SCHEDULER,
@@ -137,6 +146,22 @@ def read_parts(config: Config) -> dict[str, pd.DataFrame]:
     return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
 
 
+def read_reference(config: Config) -> Grid | None:
+    """The grid of REFERENCE; None if it is unset.
+
+    Args:
+        config: of the run.
+    Raises:
+        InputError: the file can't be read.
+    """
+    if config.REFERENCE is None:
+        return None
+    try:
+        return read_grid(config.REFERENCE, config.MAX_VOXELS)
+    except InputError as error:
+        raise InputError(f"REFERENCE: {config.REFERENCE}: {error}{found_instead(config.REFERENCE)}") from error
+
+
 def simulated_folder(config: Config) -> Path | None:
     """The folder of the embedded cohort of these settings, there or not yet; None if the user's own cohort is read."""
     if config.COHORT_CSV is not None or config.TRAIN_CSV is not None:
@@ -158,8 +183,10 @@ class Preprocessing:
 
     shape: tuple[int, int, int]  # (X, Y, Z) voxels of the network's volumes
     resample: bool = False  # bring scans of another grid to the reference; else they are refused
-    reference: Grid | None = None  # the grid that scans must have; None: the first scan's
+    reference: Grid | None = None  # the grid that scans must have; None: the one that most of them have
     max_voxels: int = MAX_VOXELS  # of the largest scan that is not refused
+    reference_name: str = "the other scans"  # whose grid `reference` is, in words
+    usual: Extent | None = None  # what each brain should be like; None: the median of the table's
 
 
 @dataclass(frozen=True)
@@ -169,6 +196,10 @@ class Cache:
     source: Grid  # of the scans
     grid: Grid  # of the network's volumes
     num_built: int  # volumes that were preprocessed now; the others were there already
+    usual: Extent | None = None  # the median brain, in size and place; None: too few scans to tell
+    num_resampled: int = 0  # scans that lay on another grid than `source`
+    notes: tuple[str, ...] = ()  # the scans' grid, and how many were resampled to it, a line each
+    warnings: tuple[str, ...] = ()  # what is unusual of some scans, by name, a line each
 
 
 @dataclass(frozen=True)
@@ -177,6 +208,9 @@ class _Stored:
 
     entry: Path | None = None
     built: bool = False  # now; else it was there already
+    resampled: bool = False  # from another grid
+    extent: Extent | None = None  # of its brain
+    note: str = ""  # of its header
     error: InputError | None = None
 
 
@@ -202,27 +236,61 @@ def build_cache(
         The table with `cache_entry`, the file of each scan's volume; and what the volumes have in common.
     Raises:
         InputError: names every scan that is unreadable, not 3-D, too large, empty, constant, not finite or on another
-            grid.
+            grid, whose background is not 0, or whose brain lies elsewhere than the others'.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = table["nifti_path"].to_list()
-    grids = (_readable_grid(path, preprocessing.max_voxels) for path in paths)
-    reference = preprocessing.reference or next((grid for grid in grids if grid is not None), None)
-    store = partial(_try_to_store, folder=folder, preprocessing=replace(preprocessing, reference=reference))
+    paths, named = table["nifti_path"].to_list(), preprocessing.reference_name
+    reference, origin = preprocessing.reference, f"the grid of {named}"
+    if reference is None:
+        reference, origin = find_reference(table, [_readable_grid(path, preprocessing.max_voxels) for path in paths])
+        named = Preprocessing.reference_name
+    chosen = replace(preprocessing, reference=reference, reference_name=named)
     with workers(scheduler) as portable:
-        tasks = (delayed(portable(store))(path) for path in paths)
+        tasks = (delayed(portable(partial(_try_to_store, folder=folder, preprocessing=chosen)))(path) for path in paths)
         done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
         stored = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
-    problems = [
-        f"{scan}: {path}: {result.error}"
-        for scan, path, result in zip(table["scan"], paths, stored, strict=True)
-        if result.error is not None
-    ]
-    raise_if_any("Scans can't be used", problems, "Mend these files, or drop their rows from the table.")
+    scans = [f"{scan}: {path}" for scan, path in zip(table["scan"], paths, strict=True)]
+    problems = [(scan, str(result.error)) for scan, result in zip(scans, stored, strict=True) if result.error]
+    sound = [scan for scan, result in zip(scans, stored, strict=True) if not result.error]
+    extents = [result.extent for result in stored if result.extent is not None]  # of the sound scans
+    usual = preprocessing.usual or median_extent(extents)
+    refused, unusual = compare_extents(extents, usual)
+    problems += _with_words(sound, refused)
+    raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
     assert reference is not None  # else every scan was refused
-    cache = Cache(reference, reference.resized(preprocessing.shape), num_built=sum(result.built for result in stored))
+    resampled = table["scan"][[result.resampled for result in stored]].to_list()
+    warnings = name_alike(_with_words(scans, unusual) + _with_words(scans, [each.note for each in stored]))
+    notes = [f"grid of the scans: {reference.describe()}, {origin}"]
+    if resampled:
+        words = f"{len(resampled)} of {len(table)} scans were resampled to it from another grid, such as"
+        notes.append(f"{words} {', '.join(map(str, resampled[:EXAMPLES]))}")
+    num_built, grid = sum(result.built for result in stored), reference.resized(chosen.shape)
+    cache = Cache(reference, grid, num_built, usual, len(resampled), tuple(notes), tuple(warnings))
     return table.assign(cache_entry=[str(result.entry) for result in stored]), cache
+
+
+def find_reference(table: pd.DataFrame, grids: Sequence[Grid | None]) -> tuple[Grid | None, str]:
+    """The grid that most scans have, whatever their order in the table; of two as common, that of the first id.
+
+    Args:
+        table: with `scan`, a row a scan.
+        grids: of each scan; None where it can't be read.
+    Returns:
+        The grid, None if no scan can be read; and how many have it, in words.
+    """
+    readable = [
+        grid for _, grid in sorted(zip(table["scan"].astype(str), grids, strict=True), key=itemgetter(0)) if grid
+    ]
+    if not readable:
+        return None, ""
+    reference, number = commonest_grid(readable)
+    return reference, f"which {number} of {len(grids)} scans have"
+
+
+def _with_words(scans: Sequence[str], words: Sequence[str]) -> list[tuple[str, str]]:
+    """The scans of which something is said, with that."""
+    return [(scan, said) for scan, said in zip(scans, words, strict=True) if said]
 
 
 def _readable_grid(path: str, max_voxels: int) -> Grid | None:
@@ -250,24 +318,26 @@ def _store(path: str, folder: Path, preprocessing: Preprocessing) -> _Stored:
     try:
         scan = open_scan(path, preprocessing.max_voxels)
         if not preprocessing.resample and reference is not None:
-            check_grid(grid_of(scan), reference)
-        settings = [
-            VERSION,
-            preprocessing.shape,
-            reference.describe() if preprocessing.resample and reference is not None else "",
-        ]
+            check_grid(grid_of(scan), reference, preprocessing.reference_name)
+        target = reference if preprocessing.resample else None
+        settings = [VERSION, preprocessing.shape, "" if target is None else target.key()]
         key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=20)
         with open(path, "rb") as file:
             key.update(hashlib.file_digest(file, "blake2b").digest())
         entry = folder / f"{key.hexdigest()}.npy"
+        box = grid_of(scan) if target is None else target
+        known = _Stored(entry, resampled=not box.matches(grid_of(scan)), note=scan.note)
+        box = box.resized(preprocessing.shape)
         if is_whole(entry, preprocessing.shape):
-            return _Stored(entry)
-        values = preprocess(_image(scan), preprocessing.shape, reference if preprocessing.resample else None)
+            volume = np.load(entry).astype(np.float32)
+            if find_background(volume) is None:  # else it was stored before this was looked for, and is refused below
+                return replace(known, extent=measure_extent(volume, box))
+        values = preprocess(image_of(scan), preprocessing.shape, target)
     except OSError as error:
         raise InputError(f"expected a NIfTI volume, can't read it: {error}") from error
     with written_whole(entry) as part:
         np.save(part, values.astype(CACHED))
-    return _Stored(entry, built=True)
+    return replace(known, built=True, extent=measure_extent(values, box))
 
 
 def is_whole(entry: str | Path, shape: tuple[int, int, int]) -> bool:
@@ -282,68 +352,6 @@ def is_whole(entry: str | Path, shape: tuple[int, int, int]) -> bool:
     except Exception:  # noqa: BLE001 - NumPy's readers of damaged files raise errors of a dozen kinds
         return False
     return volume.shape == shape and volume.dtype == CACHED
-
-
-# ---- One volume --------------------------------------------------------------------------------------
-def read_image(path: str | Path, max_voxels: int = MAX_VOXELS) -> nib.Nifti1Image:
-    """Read a NIfTI file with its grey values.
-
-    Args:
-        path: of the file.
-        max_voxels: of the largest volume that is not refused.
-    Raises:
-        InputError: as `scans.open_scan` and `scans.read_greys`.
-    """
-    return _image(open_scan(path, max_voxels))
-
-
-def preprocess(image: Any, shape: tuple[int, int, int], grid: Grid | None = None) -> np.ndarray:
-    """Make of a scan what the network sees.
-
-    Args:
-        image: nibabel image, 3-D, in any orientation.
-        shape: (X, Y, Z) voxels wanted.
-        grid: resample to it first; None: as the image lies.
-    Returns:
-        (X, Y, Z) float32 in RAS order; z-scored over its voxels that are not 0, which stay 0.
-    Raises:
-        InputError: empty, constant (as a whole, or once resized), or not finite.
-    """
-    image = nib.as_closest_canonical(image)
-    if grid is not None and not grid.matches(grid_of(image)):
-        image = resample_from_to(image, (grid.shape, grid.affine), order=1)
-    values = _greys(image)
-    lowest, highest = values.min(), values.max()
-    if not (np.isfinite(lowest) and np.isfinite(highest)):
-        bad = np.count_nonzero(~np.isfinite(values))
-        raise InputError(f"expected finite values, received {bad} that are not finite in float32")
-    grey = highest if highest != 0 else lowest
-    if np.count_nonzero(values) == np.count_nonzero(values == grey) * (grey != 0):
-        raise InputError(f"expected a brain, received {'nothing but 0' if grey == 0 else f'only {grey:g}'}")
-    values = resize(values, shape)
-    brain = values != 0
-    inside = values[brain]
-    if len(inside) == 0 or inside.min() == inside.max():
-        raise InputError(f"expected greys that differ at {' x '.join(map(str, shape))} voxels too, received one")
-    mean, sd = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
-    float32, largest = np.finfo(np.float32), max(abs(float(lowest)), abs(float(highest)))
-    if sd < float32.tiny or largest * float32.eps > COARSEST * sd:
-        raise InputError(f"expected greys that float32 can tell apart, received {largest:g} with a spread of {sd:g}")
-    values[brain] = (inside - np.float32(mean)) / np.float32(sd)
-    return values
-
-
-def _image(scan: Scan) -> nib.Nifti1Image:
-    return nib.Nifti1Image(read_greys(scan), scan.affine)
-
-
-def _greys(image: Any) -> np.ndarray:
-    """(X, Y, Z) whole numbers as they are, if float32 has them all; else in float32."""
-    values = np.asarray(image.dataobj)
-    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-        return values
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
 
 
 # ---- From the cache to the network -------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,7 +180,13 @@ class Pipeline:
         if inputs is None:
             return Record(self.folder, settings)
         grid = self.cohort.cache.source
-        place = {"shape": grid.shape, "affine": grid.affine}
+        place: dict[str, Any] = {
+            "shape": grid.shape,
+            "affine": grid.affine,
+            "resampled": self.cohort.cache.num_resampled,
+        }
+        if self.cohort.cache.usual is not None:
+            place["usual_brain"] = asdict(self.cohort.cache.usual)
         return Record(self.folder, settings, inputs=inputs, grid=place, threads=self.threads)
 
     def _run_stage(self, stage: Stage) -> None:
@@ -203,6 +210,10 @@ class Pipeline:
             event = part.groupby("subject")["event"].first()
             logger.info("%s: %d subjects, %d with an event, %d scans", name, len(event), event.sum(), len(part))
         logger.info("volumes: %d preprocessed now, the others were in the cache", self.cohort.cache.num_built)
+        for note in self.cohort.cache.notes:
+            logger.info(note)
+        for warning in self.cohort.cache.warnings:
+            logger.warning(warning)
 
     def _call_workers(self) -> None:
         """Tell the other workers what stage 1 is to be trained with, or that it is done."""

@@ -22,6 +22,7 @@ from nilearn.datasets import load_mni152_template
 from scipy import ndimage
 
 import data
+from cohort.volume import preprocess, read_image
 
 SHAPE = (128, 128, 128)  # voxels of the network's volume in the paper
 FEW, MANY = 200, 2000  # numbers of small scans; memory must not grow from one to the other
@@ -49,7 +50,7 @@ def bench_preprocessing(path: Path) -> None:
     )
 
     def ours() -> np.ndarray:
-        return data.preprocess(data.read_image(path), SHAPE)
+        return preprocess(read_image(path), SHAPE)
 
     def original() -> np.ndarray:
         values = np.asarray(nib.load(path).dataobj, np.float64)  # type: ignore[attr-defined]
@@ -67,7 +68,7 @@ def bench_preprocessing(path: Path) -> None:
 
 
 def preprocess_by_scipy(path: Path) -> np.ndarray:
-    """What `data.preprocess` computes, (128, 128, 128) z-scores, by scipy in float64."""
+    """What `volume.preprocess` computes, (128, 128, 128) z-scores, by scipy in float64."""
     values = np.asarray(nib.load(path).dataobj, np.float64)  # type: ignore[attr-defined]
     values = ndimage.zoom(values, np.divide(SHAPE, values.shape), order=1, grid_mode=True, mode="nearest")
     brain = values[values != 0]

@@ -29,7 +29,7 @@ from attribution.gradients import stage_gradient, trace_network
 from attribution.regions import make_parcels, region_shapley, sum_by_region
 from cohort.grid import Grid, read_grid
 from cohort.simulate import ATROPHY_LABELS, REGIONS
-from data import preprocess
+from cohort.volume import preprocess
 from explain import ExplainSettings, expected_gradients, gradcam, hirescam, shap_gradients, shap_randomisation
 from model import build_model
 

@@ -30,8 +30,8 @@ import pandas as pd
 
 from cohort import tables
 from cohort.ids import id_key
+from cohort.volume import preprocess, read_image
 from config import Config, read_config
-from data import preprocess, read_image
 from runs.errors import InputError
 from runs.files import read_json, write_json
 from runs.manifest import RECORD, list_files, read_record

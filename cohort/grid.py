@@ -1,5 +1,6 @@
 """The grid of a volume: where its voxels lie in space. Grids are read, compared and named here; volumes are resized."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nibabel.spatialimages import SpatialImage
 from cohort.scans import MAX_VOXELS, Scan, open_scan
 from runs.errors import InputError
 
+ROUNDING = 1e-3  # voxels; a centre so close to the edge of a box lies on it
 GRID_TOLERANCE = 1e-2  # mm; two affines that place no corner further apart are one space
 
 
@@ -27,19 +29,33 @@ class Grid:
         return float(x), float(y), float(z)
 
     def describe(self) -> str:
-        """The shape, the voxels' size and the centre of the first voxel, in words: `4 x 4 x 4 voxels of ... mm`.
-
-        The text is part of a cache entry's name, so a change makes every resampled volume anew.
-        """
+        """The shape, the voxels' size and the centre of the first voxel, in words: `4 x 4 x 4 voxels of ... mm`."""
         sizes = " x ".join(f"{size:.3g}" for size in self.voxel_mm)
         origin = ", ".join(f"{mm:.2f}" for mm in self.affine[:3, 3])
         return f"{' x '.join(map(str, self.shape))} voxels of {sizes} mm from ({origin})"
+
+    def key(self) -> list[list[float]]:
+        """Shape and affine to 0.001 mm. It is part of a resampled cache entry's name: a change makes it anew."""
+        return [[float(size) for size in self.shape], *(self.affine[:3].round(3) + 0.0).tolist()]  # -0 becomes 0
 
     def matches(self, other: "Grid") -> bool:
         """Whether two grids have one shape and place every corner within GRID_TOLERANCE (mm)."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1])).reshape(4, -1)  # voxels, and 1
         apart = np.abs((self.affine - other.affine) @ corners).max()
         return self.shape == other.shape and bool(apart < GRID_TOLERANCE)
+
+    def covers(self, other: "Grid") -> np.ndarray:
+        """Which voxels of another grid have their centre in this one's box, (X, Y, Z) bool on `other`.
+
+        The box reaches half a voxel beyond the centres of the outer voxels.
+        """
+        to_voxel = np.linalg.inv(self.affine) @ other.affine
+        x, y, z = np.ogrid[tuple(slice(size) for size in other.shape)]
+        within = np.ones(other.shape, bool)
+        for axis, size in enumerate(self.shape):
+            along = to_voxel[axis, 0] * x + to_voxel[axis, 1] * y + to_voxel[axis, 2] * z + to_voxel[axis, 3]  # voxels
+            within &= (along >= -0.5 - ROUNDING) & (along <= size - 0.5 + ROUNDING)
+        return within
 
     def resized(self, shape: tuple[int, int, int]) -> "Grid":
         """The grid of the same box, cut into `shape` (X, Y, Z) voxels."""
@@ -79,18 +95,45 @@ def read_grid(path: str | Path, max_voxels: int = MAX_VOXELS) -> Grid:
     return grid_of(open_scan(path, max_voxels))
 
 
-def check_grid(grid: Grid, reference: Grid) -> None:
-    """Refuse a scan that lies on another grid than the other scans.
+def commonest_grid(grids: Sequence[Grid]) -> tuple[Grid, int]:
+    """The grid that most scans lie on, and how many do; of two as common, the one that stands first.
+
+    Args:
+        grids: of the scans, one or more, in an order that depends on nothing but the scans, such as that of their ids.
+    """
+    corners = np.array([_corners(grid) for grid in grids])  # (N, 24) mm
+    shapes = np.array([grid.shape for grid in grids])  # (N, 3)
+    left = np.ones(len(grids), bool)
+    best, most = 0, 0
+    for row in range(len(grids)):
+        if left[row]:
+            alike = left & (shapes == shapes[row]).all(axis=1)
+            alike &= np.abs(corners - corners[row]).max(axis=1) < GRID_TOLERANCE
+            left &= ~alike
+            if alike.sum() > most:
+                best, most = row, int(alike.sum())
+    return grids[best], most
+
+
+def _corners(grid: Grid) -> np.ndarray:
+    """(24,) mm: where the outer voxels' centres lie."""
+    voxels = np.array(np.meshgrid(*[(0, size - 1) for size in grid.shape], [1])).reshape(4, -1)
+    return (grid.affine @ voxels)[:3].ravel()
+
+
+def check_grid(grid: Grid, reference: Grid, whose: str = "the other scans") -> None:
+    """Refuse a scan that lies on another grid than it should.
 
     Args:
         grid: of the scan.
         reference: the grid that it should have, to GRID_TOLERANCE (mm).
+        whose: the reference is, in words.
     Raises:
         InputError: they differ; describes both and says how to mend it.
     """
     if not reference.matches(grid):
         raise InputError(
-            f"expected the grid of the other scans, {reference.describe()}, received {grid.describe()}; "
+            f"expected the grid of {whose}, {reference.describe()}, received {grid.describe()}; "
             "register the scans, or set RESAMPLE=on"
         )
 

@@ -26,6 +26,7 @@ from cohort.faults import (
 )
 from cohort.ids import id_key, similar_ids_fault
 from cohort.late_visits import without_late_visits
+from cohort.scans import found_instead
 from cohort.splits import PARTS, check_parts
 from cohort.table_files import is_missing, read_rows
 from runs.errors import InputError, raise_if_any
@@ -341,7 +342,11 @@ def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
     cause = (
         "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder" if absent.all() else ""
     )
-    return _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
+    faults = _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
+    paths = table.loc[absent, "nifti_path"]
+    if len(faults) < len(paths):  # many rows of one fault are one line
+        return faults
+    return [fault + found_instead(path) for fault, path in zip(faults, paths, strict=True)]
 
 
 def _volume_path(folder: Path, scan: str) -> str:

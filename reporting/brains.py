@@ -33,6 +33,7 @@ NUM_FRAMES = 36  # of a GIF at most; fewer where the brain has fewer slices, so 
 FRAME_MS = 100  # milliseconds a frame of a GIF
 VIEWER_MM = 2.0  # size of a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
+MOST_UNIT, MOST_METHOD = 16, 79  # bytes of a NIfTI header's fields intent_name and descrip
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
     "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
@@ -62,7 +63,8 @@ def save_explanation(
     maps = explanation["maps"]
     written = []
     for name, values in {**maps, "gradcam_relu": np.maximum(maps["gradcam"], 0)}.items():
-        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=native))
+        about = (f"log-hazard/{_per(name)}", _in_header(explanation["origin"], name))
+        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=native, about=about))
     written += _draw_maps(folder, explanation, grid, title, viewer)
     if explanation["regions"] is not None:
         written.append(folder / "regions.csv")
@@ -72,6 +74,17 @@ def save_explanation(
     return [*written, folder / "metrics.json"]
 
 
+def _per(name: str) -> str:
+    """What a map's values are per: SHAP's a voxel of the network, the others' a cell of the stage they look at."""
+    return "voxel" if name == "shap" else "cell"
+
+
+def _in_header(origin: Mapping[str, str], name: str) -> str:
+    """The method of a map and its sign, as short as the header's field `descrip` needs."""
+    relu = "_relu" in name
+    return f"{origin[name.removesuffix('_relu')]}; {'negative parts set to 0' if relu else 'above 0: raises the risk'}"
+
+
 def _draw_maps(folder: Path, explanation: "Explanation", grid: Grid, title: str, viewer: bool) -> list[Path]:
     """Draw every map over the volume; the SHAP map is smoothed first, since single voxels are noise."""
     maps, origin = dict(explanation["maps"]), dict(explanation["origin"])
@@ -79,7 +92,7 @@ def _draw_maps(folder: Path, explanation: "Explanation", grid: Grid, title: str,
     origin["shap"] += f", smoothed {SMOOTHING_MM:g} mm"
     written = []
     for name, values in maps.items():
-        unit = f"log-hazard per {'voxel' if name == 'shap' else 'cell'}"
+        unit = f"log-hazard per {_per(name)}"
         scene = make_scene(explanation["volume"], values, grid.affine, unit=unit)
         heading = f"{title} · {origin[name]}"
         written.append(write_mosaic(folder / f"{name}.png", scene, heading))
@@ -112,8 +125,11 @@ def save_cohort(
         ("mean", cohort["mean"], "log-hazard per voxel", CLEAR),
         ("consistency", cohort["consistency"], "share above 0 less share below", chance),
     )
+    intent = {"mean": "log-hazard/voxel", "consistency": "share of signs"}
     for name, values, unit, clear in drawn:
-        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=grid))
+        words = f"{name} of {num_subjects} subjects' SHAP, smoothed {SMOOTHING_MM:g} mm; above 0: raises the risk"
+        about = (intent[name], words)
+        written.append(write_nifti(folder / f"{name}.nii.gz", values, grid.affine, native=grid, about=about))
         scene = make_scene(cohort["volume"], values, grid.affine, unit=unit, clear=clear)
         heading = f"{name.capitalize()} of {num_subjects} subjects, SHAP smoothed {SMOOTHING_MM:g} mm"
         written.append(write_mosaic(folder / f"{name}.png", scene, heading))
@@ -123,8 +139,10 @@ def save_cohort(
     return written
 
 
-def write_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, *, native: Grid) -> Path:
-    """Write a map in the scan's own space, resampled linearly.
+def write_nifti(
+    path: str | Path, values: np.ndarray, affine: np.ndarray, *, native: Grid, about: tuple[str, str] = ("", "")
+) -> Path:
+    """Write a map in the scan's own space, resampled linearly, and 0 beyond the box of the network's grid.
 
     A map is a density: its values stay as they are, so on finer voxels its sum grows by the ratio of the voxels'
     volumes. To get back the sum on the network's grid, multiply by |det of the native affine| / |det of `affine`|; what
@@ -134,15 +152,30 @@ def write_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, *, nat
         path: of the file, `.nii.gz`.
         values: (X, Y, Z) on the network's grid.
         affine: (4, 4) of that grid, voxel -> RAS mm.
-        native: the scan's own grid.
+        native: the scan's own grid; voxels with their centre outside the network's box get 0: it saw nothing there.
+        about: the unit, for the header's field `intent_name` (16 bytes), and the method and sign, for `descrip` (79);
+            a longer text is cut.
     Returns:
         `path`.
     """
     image = nib.Nifti1Image(np.asarray(values, np.float32), affine)
+    x, y, z = values.shape
+    box = Grid((x, y, z), affine)
     image = resample_from_to(image, (native.shape, native.affine), order=1, mode="nearest")
+    seen = np.asarray(image.dataobj) * box.covers(native)
+    image = nib.Nifti1Image(seen, native.affine)
+    unit, method = about
+    image.header.set_intent("estimate", name=_cut(unit, MOST_UNIT))
+    image.header["descrip"] = _cut(method, MOST_METHOD)
+    image.header.set_xyzt_units("mm")
     with written_whole(path) as part:
         nib.save(image, part)
     return Path(path)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text in ASCII, as a header's field has it, of so many bytes at most."""
+    return text.encode("ascii", "replace")[:most].decode()
 
 
 def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:

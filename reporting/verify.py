@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from cohort import simulate, tables
 from cohort.grid import Grid, check_grid, read_grid
+from cohort.scans import name_alike
 from cohort.splits import split_subjects
+from cohort.volume import preprocess, read_image
 from config import Config
-from data import cache_folder, preprocess, read_image, read_parts, simulated_folder
+from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
 from runs.stages import STAGES
@@ -95,17 +97,25 @@ def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, 
 
 
 def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[str]]:
-    """The first readable scan's grid, and why scans would be refused, with their ids and paths."""
-    reference, refused = None, []
+    """The grid that the scans must have, and why scans would be refused, with their ids and paths."""
+    grids: list[Grid | None] = []
+    refused = []
     for scan, path in tqdm(scans[["scan", "nifti_path"]].to_numpy().tolist(), desc="headers", unit="scan"):
         try:
-            grid = read_grid(path, config.MAX_VOXELS)
-            reference = reference or grid
-            if not config.RESAMPLE:
-                check_grid(grid, reference)
+            grids.append(read_grid(path, config.MAX_VOXELS))
         except InputError as error:
-            refused.append(f"{scan}: {path}: {error}")
-    return reference, refused
+            grids.append(None)
+            refused.append((f"{scan}: {path}", str(error)))
+    reference, whose = read_reference(config), "REFERENCE"
+    if reference is None:
+        reference, whose = find_reference(scans, grids)[0], "the other scans"
+    for scan, path, own in zip(scans["scan"], scans["nifti_path"], grids, strict=True):
+        try:
+            if not config.RESAMPLE and own is not None and reference is not None:
+                check_grid(own, reference, whose)
+        except InputError as error:
+            refused.append((f"{scan}: {path}", str(error)))
+    return reference, name_alike(refused)
 
 
 def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str]) -> None:
@@ -120,12 +130,14 @@ def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: li
         print("  It is simulated, and not written yet.")
     else:
         print(f"  Every header is read: {grid.describe()}; {len(refused)} scans would be refused.")
-        print("  Whether a volume is empty, constant or not finite, only a run sees: it reads the voxels.")
+        print("  Whether a volume is empty, constant, not finite or no stripped brain, only a run sees for all scans.")
 
 
 def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
     """Time a few scans, and a few steps of the training on noise."""
     seconds = 0.0
+    if not refused and "nifti_path" in parts["train"]:
+        refused += _refuse_voxels(parts["train"].iloc[: SCANS + 1], config.TARGET_SHAPE)
     if not refused and "nifti_path" in parts["train"]:
         paths = parts["train"]["nifti_path"].iloc[: SCANS + 1]
         seconds = _seconds(
@@ -134,6 +146,17 @@ def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str])
     start, train, forward, num_weights = _time_network(config, parts["train"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Rates(seconds, start, train, forward, memory, num_weights)
+
+
+def _refuse_voxels(scans: pd.DataFrame, shape: tuple[int, int, int]) -> list[str]:
+    """Why a few scans would be refused by their voxels, as the network sees them in `shape` (X, Y, Z)."""
+    refused = []
+    for scan, path in scans[["scan", "nifti_path"]].to_numpy().tolist():
+        try:
+            preprocess(read_image(path), shape)
+        except InputError as error:
+            refused.append((f"{scan}: {path}", str(error)))
+    return name_alike(refused)
 
 
 def _time_network(config: Config, table: pd.DataFrame) -> tuple[float, float, float, int]:

@@ -23,13 +23,14 @@ class WriteError(OSError):
     """A file that can't be written, by name: the disk is full, or its folder read-only; exit code 1."""
 
 
-def raise_if_any(what: str, problems: Sequence[str], mend: str) -> None:
+def raise_if_any(what: str, problems: Sequence[str], mend: str, number: int | None = None) -> None:
     """Raise one error that names every problem; do nothing if there is none.
 
     Args:
         what: is wrong, in a few words; the number of problems follows it.
         problems: a line each.
         mend: how to mend them, in a sentence.
+        number: of problems, where a line stands for several; None: as many as lines.
     Raises:
         InputError: there is a problem; the first MOST_NAMED are named, the others counted.
     """
@@ -37,7 +38,7 @@ def raise_if_any(what: str, problems: Sequence[str], mend: str) -> None:
         named = [f"  {problem}" for problem in problems[:MOST_NAMED]]
         if len(problems) > MOST_NAMED:
             named.append(f"  … and {len(problems) - MOST_NAMED} more")
-        raise InputError("\n".join([f"{what} ({len(problems)}):", *named, mend]))
+        raise InputError("\n".join([f"{what} ({number or len(problems)}):", *named, mend]))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,10 @@ import pandas as pd
 import pytest
 
 import data
+from cohort.extent import measure_extent
 from cohort.grid import Grid
+from cohort.volume import preprocess, read_image
+from config import read_config
 from runs.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -57,13 +61,13 @@ def test_a_volume_is_z_scored_in_the_brain_and_0_outside(table, tmp_path):
 @pytest.mark.parametrize("scaling", [(1, 0), (0.5, 0), (0.25, -3)])
 def test_what_a_file_stores_is_read_as_its_greys(tmp_path, brain, dtype, suffix, scaling):
     """Whole numbers are resampled as they are stored; slope and intercept count."""
-    stored = brain.astype(dtype)
+    stored = np.where(brain == 0, -scaling[1] / scaling[0], brain).astype(dtype)  # so that the background is 0
     image = nib.Nifti1Image(stored, AFFINE, dtype=np.dtype(dtype))
     image.header.set_slope_inter(*scaling)
     nib.save(image, tmp_path / f"scan{suffix}")
     greys = np.asarray(nib.load(tmp_path / f"scan{suffix}").dataobj, np.float32)
-    expected = data.preprocess(nib.Nifti1Image(greys, AFFINE), SHAPE)
-    found = data.preprocess(data.read_image(tmp_path / f"scan{suffix}"), SHAPE)
+    expected = preprocess(nib.Nifti1Image(greys, AFFINE), SHAPE)
+    found = preprocess(read_image(tmp_path / f"scan{suffix}"), SHAPE)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -75,7 +79,7 @@ def test_any_orientation_gives_the_same_volume(tmp_path, brain, codes):
     )
     nib.save(turned, tmp_path / "turned.nii.gz")
     again = nib.load(tmp_path / "turned.nii.gz")
-    np.testing.assert_array_equal(data.preprocess(again, SHAPE), data.preprocess(image, SHAPE))
+    np.testing.assert_array_equal(preprocess(again, SHAPE), preprocess(image, SHAPE))
 
 
 def test_what_is_cached_is_not_done_again_and_a_changed_file_is(table, tmp_path, brain):
@@ -136,6 +140,11 @@ BAD = {
     "nearly constant": (lambda path, brain: save(path, brain.astype(np.float64) + 1e9), "greys that float32 can tell"),
     "of another kind": (lambda path, brain: save(path, np.ones((20, 24, 22), np.complex64)), "a grey value per voxel"),
     "too large": (lambda path, brain: save(path, np.zeros((513, 513, 513), np.uint8)), "at most MAX_VOXELS"),
+    "a background": (
+        lambda path, brain: save(path, brain - 1024),
+        "expected 0 outside the brain, received greys close to",
+    ),
+    "tiny outside": (lambda path, brain: save(path, np.where(brain == 0, 1e-5, brain)), "0 outside the brain"),
     "a folder": (lambda path, brain: (path.unlink(), path.mkdir()), "can't read it"),
 }
 
@@ -156,7 +165,7 @@ def test_huge_greys_are_as_good_as_small_ones(table, tmp_path, brain):
     nib.save(image, table["nifti_path"][1])
     save(table["nifti_path"][2], brain.astype(np.float64) * 1e-35)
     huge, whole, tiny = (data.load_volume(entry) for entry in build(table, tmp_path).entries)
-    expected = data.preprocess(nib.Nifti1Image(brain, AFFINE), SHAPE)[..., None]
+    expected = preprocess(nib.Nifti1Image(brain, AFFINE), SHAPE)[..., None]
     np.testing.assert_allclose(huge, expected, atol=4e-3)
     np.testing.assert_allclose(tiny, expected, atol=4e-3)
     np.testing.assert_allclose(whole, expected, atol=2e-2)  # the fractions of the greys are lost
@@ -177,7 +186,7 @@ def test_a_grey_that_resizing_loses_is_told():
     greys = np.full((60, 60, 60), 5, np.float32)
     greys[3, 3, 3] = 6
     with pytest.raises(InputError, match="expected greys that differ at 16 x 16 x 16 voxels too"):
-        data.preprocess(nib.Nifti1Image(greys, AFFINE), (16, 16, 16))
+        preprocess(nib.Nifti1Image(greys, AFFINE), (16, 16, 16))
 
 
 def test_every_bad_volume_is_named_at_once(table, tmp_path):
@@ -199,6 +208,135 @@ def test_another_grid_is_resampled_when_asked(table, tmp_path, brain):
     first, second = (data.load_volume(entry)[..., 0] for entry in cache.entries[:2])
     assert np.corrcoef(first[2:-2].ravel(), second[2:-2].ravel())[0, 1] > 0.99
     assert cache.grid.shape == SHAPE
+
+
+def moved(path, brain, mm):
+    """A scan whose header places the brain elsewhere along y."""
+    affine = AFFINE.copy()
+    affine[1, 3] = mm
+    return save(path, brain, affine)
+
+
+@pytest.fixture
+def two_grids(tmp_path, brain):
+    """Five scans: two of them, the first in the table, lie two voxels off."""
+    paths = [moved(tmp_path / f"t{i}.nii.gz", brain, 4.0 if i < 2 else 0.0) for i in range(5)]
+    return pd.DataFrame({"scan": [f"t{i}" for i in range(5)], "nifti_path": list(map(str, paths))})
+
+
+def test_the_target_grid_is_the_commonest_whatever_the_order(two_grids, tmp_path):
+    one = build(two_grids, tmp_path, resample=True)
+    other = build(two_grids[::-1], tmp_path, resample=True)
+    assert one.source.matches(other.source) and one.source.affine[1, 3] == 0
+    assert sorted(one.entries) == sorted(other.entries) and other.num_built == 0
+    assert one.num_resampled == 2
+    assert "20 x 24 x 22 voxels of 2 x 2 x 2 mm from (0.00, 0.00, 0.00), which 3 of 5 scans have" in one.notes[0]
+    assert one.notes[1] == "2 of 5 scans were resampled to it from another grid, such as t0, t1"
+
+
+def test_of_two_grids_as_common_the_first_ids_is_the_target(two_grids, tmp_path):
+    for order in ([0, 1, 2, 3], [3, 0, 2, 1]):
+        assert build(two_grids.iloc[order], tmp_path, resample=True).source.affine[1, 3] == 4
+
+
+def test_without_resampling_the_scans_of_the_rarer_grid_are_refused(two_grids, tmp_path):
+    with pytest.raises(InputError, match=r"expected the grid of the other scans, 20 x .* from \(0\.00, 0\.00") as error:
+        build(two_grids, tmp_path)
+    assert "(2):" in str(error.value) and "t0: " in str(error.value) and "t2: " not in str(error.value)
+
+
+def test_a_stated_reference_is_the_target_and_named(two_grids, tmp_path):
+    reference = Grid((20, 24, 22), np.array([[2.0, 0, 0, 0], [0, 2, 0, 4], [0, 0, 2, 0], [0, 0, 0, 1]]))
+    stated = {"reference": reference, "reference_name": "REFERENCE"}
+    cache = build(two_grids, tmp_path, resample=True, **stated)
+    assert cache.source is reference and cache.num_resampled == 3 and "the grid of REFERENCE" in cache.notes[0]
+    with pytest.raises(InputError, match="expected the grid of REFERENCE, 20 x 24 x 22") as error:
+        build(two_grids, tmp_path, **stated)
+    assert "(3):" in str(error.value) and "t4: " in str(error.value) and "t0: " not in str(error.value)
+
+
+def test_the_setting_reference_is_read_or_refused_by_name(two_grids, tmp_path):
+    assert data.read_reference(read_config([])) is None
+    grid = data.read_reference(read_config([f"--REFERENCE={two_grids['nifti_path'][0]}"]))
+    assert grid.shape == (20, 24, 22) and grid.affine[1, 3] == 4
+    (tmp_path / "mni.mgz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"REFERENCE: .*mni.nii.gz: .*no such file \(mni.mgz lies there: convert it"):
+        data.read_reference(read_config([f"--REFERENCE={tmp_path / 'mni.nii.gz'}"]))
+
+
+@pytest.mark.parametrize(("mm", "told"), [(60, "received 100% of it outside"), (20, "received .*% of it outside")])
+def test_a_brain_outside_the_reference_is_refused(table, tmp_path, brain, mm, told):
+    moved(table["nifti_path"][1], brain, mm)
+    with pytest.raises(InputError, match=f"s1: .* expected the brain within the reference grid, {told}"):
+        build(table, tmp_path, resample=True)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_brain_at_another_place_than_the_others_is_refused(tmp_path, rng, resample):
+    """It lies within the reference, so only the other scans tell."""
+    table = []
+    for number in range(5):
+        values = np.zeros((40, 40, 40), np.float32)
+        begin = 22 if number == 3 else 6
+        values[begin : begin + 12, 8:20, 8:20] = rng.uniform(50, 200, (12, 12, 12))
+        table.append((f"s{number}", str(save(tmp_path / f"s{number}.nii", values))))
+    table = pd.DataFrame(table, columns=["scan", "nifti_path"])
+    with pytest.raises(
+        InputError, match=r"s3: .*: expected a brain where .*centre lies 3. mm from the usual one"
+    ) as error:
+        build(table, tmp_path, resample=resample)
+    assert "(1):" in str(error.value)
+    Path(table["nifti_path"][1]).write_bytes(b"no volume")
+    with pytest.raises(InputError, match=r"used \(2\):\n  s1: .*can't read it.*\n  s3: .*centre lies"):
+        build(table.iloc[[0, 1, 2, 3, 4]], tmp_path, resample=resample)
+    assert build(table.drop([1, 3]), tmp_path, resample=resample).num_resampled == 0
+
+
+def test_a_few_new_scans_are_compared_with_the_usual_brain_of_a_run(table, tmp_path):
+    """Three scans alone say nothing of what is usual; a run's record does."""
+    cache = build(table, tmp_path)
+    assert cache.usual is None
+    own = measure_extent(np.load(cache.entries[0]), cache.grid)
+    assert build(table, tmp_path, usual=own).usual == own
+    x, y, z = own.centre
+    with pytest.raises(InputError, match=r"used \(3\):(\n  s.: .*centre lies 15 mm from the usual one.*){3}"):
+        build(table, tmp_path, usual=replace(own, centre=(x, y + 15, z)))
+    larger = replace(own, volume=own.volume * 1.5)
+    assert ["0.67 times the usual size" in warning for warning in build(table, tmp_path, usual=larger).warnings] == [
+        True
+    ] * 3
+
+
+def test_what_a_header_leaves_open_is_noted_once_for_all(tmp_path, brain):
+    table = []
+    for number in range(6):
+        image = nib.Nifti1Image(brain, AFFINE)
+        image.set_sform(AFFINE, code=4)
+        image.set_qform(AFFINE + np.outer([7, 0, 0, 0], [0, 0, 0, 1]), code=1)
+        nib.save(image, tmp_path / f"q{number}.nii")
+        table.append((f"q{number}", str(tmp_path / f"q{number}.nii")))
+    table = pd.DataFrame(table, columns=["scan", "nifti_path"])
+    for _ in ("built", "in the cache"):
+        (note,) = build(table, tmp_path).warnings
+        assert note.startswith("6 scans: sform and qform differ") and note.count(".nii") == 3
+
+
+def test_an_entry_with_a_background_that_an_earlier_version_stored_is_refused(table, tmp_path, brain):
+    cache = build(table, tmp_path)
+    volume = np.load(cache.entries[1])
+    np.save(cache.entries[1], np.where(volume == 0, np.float16(-1.5), volume))
+    assert build(table, tmp_path).num_built == 1  # the scan itself is sound
+    save(table["nifti_path"][1], brain - 1024)
+    with pytest.raises(InputError, match="close to -1024"):
+        build(table, tmp_path)
+
+
+def test_many_scans_of_one_fault_are_one_line(table, tmp_path, brain):
+    rows = [(f"b{number}", str(save(tmp_path / f"b{number}.nii", brain - 5000))) for number in range(7)]
+    table = pd.concat([table, pd.DataFrame(rows, columns=["scan", "nifti_path"])])
+    with pytest.raises(InputError, match=r"used \(7\):\n  7 scans: expected 0 outside") as error:
+        build(table, tmp_path)
+    assert str(error.value).count(".nii") == 3 and "b0: " in str(error.value)
 
 
 def test_batches_are_the_rows_asked_for(table, tmp_path):

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cohort.grid import Grid, check_grid, grid_of, read_grid, resize
+from cohort.grid import Grid, check_grid, commonest_grid, grid_of, read_grid, resize
 from runs.errors import InputError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -55,7 +55,7 @@ def test_another_grid_is_refused_in_words():
 
 
 def test_a_grids_words_stay():
-    """They are hashed into the names of cache entries."""
+    """They stand in messages and logs."""
     affine = np.array([[1.25, 0, 0, -90.126], [0, 1, 0, 7], [0, 0, 0.8754, -0.001], [0, 0, 0, 1]])
     words = "121 x 145 x 3 voxels of 1.25 x 1 x 0.875 mm from (-90.13, 7.00, -0.00)"
     assert Grid((121, 145, 3), affine).describe() == words
@@ -67,3 +67,48 @@ def test_grids_are_compared_at_their_own_corners():
     wider = np.diag([1.001, 1, 1, 1])  # 0.009 mm off after 10 voxels, 0.199 mm after 200
     assert narrow.matches(Grid(narrow.shape, wider))
     assert not wide.matches(Grid(wide.shape, wider))
+
+
+def shifted(mm, shape=(20, 24, 22)):
+    affine = AFFINE.copy()
+    affine[0, 3] = mm
+    return Grid(shape, affine)
+
+
+def test_the_commonest_grid_is_chosen_to_rounding():
+    grids = [
+        shifted(7),
+        shifted(0),
+        shifted(0, (20, 24, 21)),
+        shifted(0.004),
+        shifted(7),
+        shifted(-0.004),
+        shifted(7.001),
+    ]
+    grid, number = commonest_grid(grids)
+    assert (grid.affine[0, 3], number) == (7, 3)
+    grid, number = commonest_grid([*grids[1:], shifted(0)])
+    assert (grid.affine[0, 3], number) == (0, 4)
+    assert commonest_grid([shifted(1), shifted(2)])[0].affine[0, 3] == 1  # as common: the first
+
+
+def test_a_reference_is_named_by_who_gave_it():
+    with pytest.raises(InputError, match=r"expected the grid of REFERENCE, 20 x 24 x 22 voxels of 2 x 2 x 2 mm from"):
+        check_grid(shifted(3), shifted(0), "REFERENCE")
+
+
+@pytest.mark.parametrize("change", [(0, 0, 0.004), (0, 1, 0.3), (1, 3, 0.002)])
+def test_grids_of_the_same_words_have_keys_of_their_own(change):
+    """A voxel 0.004 mm larger, axes that are turned, an origin 0.002 mm away: the resampled volume is another."""
+    row, column, by = change
+    affine = AFFINE.copy()
+    affine[row, column] += by
+    assert Grid((20, 24, 22), affine).key() != Grid((20, 24, 22), AFFINE).key()
+    assert Grid((20, 24, 22), AFFINE + 1e-7).key() == Grid((20, 24, 22), AFFINE).key()
+
+
+def test_what_a_grid_covers_ends_half_a_voxel_beyond_its_outer_centres():
+    box = Grid((4, 5, 6), np.diag([2.0, 2, 2, 1]))
+    fine = Grid((12, 3, 3), np.array([[1.0, 0, 0, -2], [0, 1, 0, 4], [0, 0, 1, 4], [0, 0, 0, 1]]))
+    mm = np.arange(-2, 10)
+    np.testing.assert_array_equal(box.covers(fine)[:, 1, 1], (mm >= -1) & (mm <= 7))

@@ -1,7 +1,10 @@
 """A header is believed only where it is sound; what is accepted equals nibabel's own reading."""
 
+import bz2
 import gzip
+import lzma
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -10,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from cohort.scans import BLOCK, open_scan, read_greys
+from cohort.scans import BLOCK, found_instead, open_scan, read_greys
 from runs.errors import InputError
 from runs.files import ROOT
 
@@ -131,7 +134,10 @@ HEADERS = {
     "no form": ({"sform_code": 0, "qform_code": 0}, "an sform or a qform, received neither"),
     "sform code": ({"sform_code": 77}, "sform_code and qform_code from 0 to 5, received 77 and 0"),
     "no rotation": ({"sform_code": 0, "qform_code": 1, "quatern_b": 5}, "a qform that is a rotation"),
-    "slope NaN": ({"scl_slope": np.nan}, "a scaling, received scl_slope nan"),
+    "slope NaN": (
+        {"scl_slope": np.nan},
+        "a scaling, received scl_slope nan .* save it anew without a scaling: python -c",
+    ),
     "slope inf": ({"scl_slope": np.inf}, "a scaling, received scl_slope inf"),
     "intercept NaN": ({"scl_inter": np.nan}, "a scaling, received scl_slope 1 and scl_inter nan"),
     "offset negative": ({"vox_offset": -352}, "from byte 352 on, received vox_offset -352"),
@@ -140,6 +146,14 @@ HEADERS = {
     "offset NaN": ({"vox_offset": np.nan}, "vox_offset nan"),
     "offset huge": ({"vox_offset": 1e30}, r"vox_offset 1e\+30"),
     "offset later": ({"vox_offset": 384}, "it ends before its 210 voxels"),
+    "other sizes": (
+        {"pixdim__1": 2.1},
+        "one size of a voxel, received 2 x 3 x 4 mm by the sform and 2.1 x 3 x 4 mm by",
+    ),
+    "no sizes": (
+        {"pixdim__1": 1, "pixdim__2": 1, "pixdim__3": 1},
+        "4 mm by the sform and 1 x 1 x 1 mm by pixdim. Find",
+    ),
     "a pair": ({"magic": b"ni1"}, "the header of a pair of files"),
     "no magic": ({"magic": b"xxx"}, "does not begin with a NIfTI header"),
 }
@@ -153,6 +167,114 @@ def test_an_unsound_header_is_refused(tmp_path, greys, wrong, packed):
     path = write(tmp_path, gzip.compress(content) if packed else content)
     with pytest.raises(InputError, match=message):
         read(path)
+
+
+TURNED = np.array([[1.6, -1.8, 0, -40], [1.2, 2.4, 0, 7], [0, 0, 4.0, -3], [0, 0, 0, 1]])  # voxels of 2 x 3 x 4 mm
+SHEARED = AFFINE + 0.4 * np.eye(4, k=1) * [[1], [1], [0], [0]]
+
+
+def with_forms(greys, sform, qform, codes=(1, 1)):
+    """The bytes of an image with two forms."""
+    image = image_of(greys)
+    image.set_qform(qform, code=codes[1])
+    image.set_sform(sform, code=codes[0])
+    return altered(image)
+
+
+def moved(affine, mm):
+    return affine + np.outer([mm, 0, 0, 0], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("affine", [AFFINE, TURNED, np.diag([-2.0, -3, 4, 1]), np.diag([0.02, 0.03, 0.04, 1])])
+def test_forms_that_agree_to_rounding_are_one(tmp_path, greys, affine):
+    scan = open_scan(write(tmp_path, with_forms(greys, affine, affine)))
+    np.testing.assert_allclose(scan.affine, affine, atol=1e-5)
+    assert scan.note == ""
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (4, 1), (2, 3)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_sform_that_mirrors_the_qform_is_refused(tmp_path, greys, codes, axis):
+    """Two spaces may differ by a rotation and a scaling; left and right they share."""
+    mirrored = TURNED.copy()
+    mirrored[:, axis] *= -1
+    with pytest.raises(InputError, match=r"that mirror each other: left and right would be a guess\. Find out which"):
+        open_scan(write(tmp_path, with_forms(greys, mirrored, TURNED, codes)))
+
+
+@pytest.mark.parametrize(
+    ("sform", "apart"), [(moved(AFFINE, 0.7), "0.7"), (moved(TURNED, -60), "60"), (TURNED, "51.4")]
+)
+def test_forms_of_one_code_that_differ_are_refused(tmp_path, greys, sform, apart):
+    qform = TURNED if apart == "60" else AFFINE
+    with pytest.raises(InputError, match=rf"that lie up to {apart} mm apart.*fslorient -copysform2qform FILE"):
+        open_scan(write(tmp_path, with_forms(greys, sform, qform)))
+
+
+@pytest.mark.parametrize("sform", [moved(AFFINE, 60), TURNED, AFFINE @ np.diag([1.1, 1.1, 1.1, 1])])
+def test_forms_of_two_spaces_may_differ_and_it_is_noted(tmp_path, greys, sform):
+    """As after a registration that wrote its result into the sform."""
+    scan = open_scan(write(tmp_path, with_forms(greys, sform, AFFINE, codes=(4, 1))))
+    np.testing.assert_allclose(scan.affine, sform, atol=1e-5)
+    assert "codes of two spaces" in scan.note and "the sform is used" in scan.note
+
+
+def test_shears_that_a_qform_cannot_hold_are_no_contradiction(tmp_path, greys):
+    scan = open_scan(write(tmp_path, with_forms(greys, SHEARED, SHEARED)))
+    np.testing.assert_allclose(scan.affine, SHEARED, atol=1e-5)
+    assert "shears" in scan.note
+
+
+def test_a_qform_that_is_no_rotation_beside_a_sform_is_noted(tmp_path, greys):
+    scan = open_scan(write(tmp_path, altered(image_of(greys), qform_code=1, quatern_b=5)))
+    np.testing.assert_array_equal(scan.affine, AFFINE)
+    assert scan.note == "the qform is no rotation; the sform is used"
+
+
+def test_the_command_for_a_slope_of_nan_mends_it(tmp_path, greys):
+    path = write(tmp_path, altered(image_of(greys), scl_slope=np.nan))
+    mend(path, tmp_path)
+    np.testing.assert_array_equal(read(tmp_path / "FILE.nii.gz")[1], greys)
+
+
+def mend(path, tmp_path):
+    """Run the command of the refusal on a file."""
+    with pytest.raises(InputError) as refused:
+        open_scan(path)
+    (code,) = re.findall(r'python -c "([^"]*)"', str(refused.value))
+    program = code.replace("n.load('FILE')", f"n.load({str(path)!r})")
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage, nib.Nifti1Pair])
+@pytest.mark.parametrize("suffix", [".img", ".hdr"])
+def test_a_pair_is_refused_with_a_command_that_mends_it(tmp_path, greys, kind, suffix):
+    nib.save(kind(greys, np.diag([-2.0, 3, 4, 1])), tmp_path / "scan.img")
+    with pytest.raises(InputError, match=r"pair .*Save it as one .nii.gz"):
+        open_scan(tmp_path / f"scan{suffix}")
+    mend(tmp_path / f"scan{suffix}", tmp_path)
+    scan, greys_read = read(tmp_path / "FILE.nii.gz")
+    np.testing.assert_array_equal(greys_read, greys)
+    np.testing.assert_allclose(np.abs(np.diag(scan.affine)), [2, 3, 4, 1])
+
+
+def test_other_formats_are_named_with_their_remedy(tmp_path, greys):
+    nib.save(nib.MGHImage(greys, AFFINE), tmp_path / "scan.mgz")
+    nib.save(nib.MGHImage(greys, AFFINE), tmp_path / "scan.mgh")
+    for path in (tmp_path / "scan.mgz", tmp_path / "scan.mgh"):
+        with pytest.raises(InputError, match=r"a FreeSurfer volume .* mri_convert FILE.mgz FILE.nii.gz"):
+            open_scan(path)
+    content = image_of(greys).to_bytes()
+    for begin, message in (
+        (bytes(128) + b"DICM" + bytes(500), "a DICOM file. Convert its series with dcm2niix"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of git-lfs.*Get its content first"),
+        (b"/annex/objects/MD5E-s9--0.nii.gz\n", "a pointer of git-annex.*datalad get"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (bz2.compress(content), "packed by bzip2. Unpack it"),
+        (lzma.compress(content), "packed by xz. Unpack it"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_scan(write(tmp_path, begin))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -253,3 +375,32 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     path = write(tmp_path, altered(image_of(np.ones((16, 16, 16), np.uint8)), dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]))
     grown, message = peak_of(path, tmp_path / "cache", 64**3)
     assert "expected at most MAX_VOXELS" in message and grown < 2**25
+
+
+OTHER_NAMES = {  # what lies there instead of s1.nii.gz, and what the user is told
+    "s1.nii": "s1.nii lies there: name that in the table",
+    "S1.NII.GZ": "S1.NII.GZ lies there: rename it to s1.nii.gz",
+    "s1.Nii": "s1.Nii lies there: rename it to s1.nii",
+    "s1.mgz": "s1.mgz lies there: convert it to NIfTI: mri_convert s1.mgz s1.nii.gz",
+    "s1.img": "s1.img lies there: save it as one .nii.gz",
+    "s1.HDR": "s1.HDR lies there: save it as one .nii.gz",
+    "s1.mnc": "s1.mnc lies there: convert it to NIfTI",
+    "s1.nii.bz2": "s1.nii.bz2 lies there: unpack it",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_what_lies_there_instead_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    assert found_instead(tmp_path / "s1.nii.gz").startswith(f" ({OTHER_NAMES[name]}")
+    assert found_instead(tmp_path / "s2.nii.gz") == "" == found_instead(tmp_path / "no folder" / "s1.nii.gz")
+
+
+def test_a_link_to_nowhere_is_told(tmp_path):
+    """As a volume whose content git-annex or DataLad has not fetched."""
+    (tmp_path / "s1.nii.gz").symlink_to(".git/annex/objects/aa/MD5E-s9--0.nii.gz")
+    (tmp_path / "s2.nii").symlink_to("moved.nii")
+    assert "its content is not here: get it with `git annex get` or `datalad get`" in found_instead(
+        tmp_path / "s1.nii.gz"
+    )
+    assert found_instead(tmp_path / "s2.nii") == " (it is a link to moved.nii, which is not there)"

@@ -1,3 +1,4 @@
+import re
 import time
 
 import numpy as np
@@ -174,3 +175,13 @@ def test_a_long_table_takes_seconds(tmp_path):
     table_read = tables.read_features(tmp_path / "many.csv")
     assert time.process_time() - began < 10
     assert len(table_read) == 200_000 and table_read["age"].max() == 96 / 7
+
+
+@pytest.mark.parametrize(
+    ("there", "told"), [("a1.NII.GZ", "rename it to a1.nii.gz"), ("a1.mgz", "convert it to NIfTI: mri_convert a1.mgz")]
+)
+def test_a_volume_of_another_name_is_told_with_its_remedy(tmp_path, there, told):
+    (tmp_path / there).write_bytes(b"")
+    (tmp_path / "cohort.csv").write_text("subjectid,imageid,visit_time,time,convert_status\na,a1,0,1,1\n")
+    with pytest.raises(InputError, match=rf"found none at '.*a1\.nii\.gz' \({re.escape(there)} lies there: {told}"):
+        tables.read_cohort(tmp_path / "cohort.csv", mri_folder=tmp_path)

@@ -86,6 +86,67 @@ def test_the_scans_own_grid_keeps_every_value(tmp_path, rng):
     np.testing.assert_allclose(nib.Nifti1Image.from_filename(path).get_fdata(), values, atol=1e-6)
 
 
+BEYOND = {  # scans that reach beyond the network's box: on every side; on one, from right to left; turned
+    "wider": Grid((80, 90, 70), np.array([[2.0, 0, 0, -79], [0, 2, 0, -89], [0, 0, 2, -69], [0, 0, 0, 1]])),
+    "longer": Grid((40, 42, 60), np.array([[-8 / 3, 0, 0, 50], [0, 8 / 3, 0, -60.7], [0, 0, 3, -31], [0, 0, 0, 1]])),
+    "turned": Grid(
+        (100, 100, 100),
+        np.array([[1.97, -0.35, 0, -80], [0.35, 1.97, 0, -112], [0, 0, 2, -92], [0, 0, 0, 1]]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_map_is_0_where_the_network_saw_nothing(tmp_path, rng, name):
+    """A map that is strong up to the edge of its box keeps its sum: nothing is smeared beyond the edge."""
+    native, values = BEYOND[name], rng.uniform(0.5, 1.5, SHAPE).astype(np.float32)
+    path = brains.write_nifti(tmp_path / "map.nii.gz", values, AFFINE, native=native)
+    written = nib.Nifti1Image.from_filename(path).get_fdata()
+    voxel = nib.affines.apply_affine(np.linalg.inv(AFFINE), millimetres(native.shape, native.affine))
+    outside = ((voxel < -0.51) | (voxel > np.array(SHAPE) - 0.49)).any(axis=-1)
+    assert outside.mean() > 0.2 and (written[outside] == 0).all()
+    seen = np.ones(SHAPE, bool) if name != "longer" else _covered(native)
+    ratio = abs(np.linalg.det(native.affine[:3, :3]) / np.linalg.det(AFFINE[:3, :3]))
+    assert written.sum() * ratio == pytest.approx(values[seen].sum(), rel=0.03)
+
+
+def _covered(native):
+    """The network's voxels with their centre within the scan's own box, (X, Y, Z) bool."""
+    voxel = nib.affines.apply_affine(np.linalg.inv(native.affine), millimetres(SHAPE, AFFINE))
+    return ((voxel > -0.5) & (voxel < np.array(native.shape) - 0.5)).all(axis=-1)
+
+
+def test_a_smaller_scan_within_the_box_is_filled_to_its_edge(tmp_path):
+    native = Grid((8, 9, 7), np.array([[1.0, 0, 0, -4], [0, 1, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]]))
+    path = brains.write_nifti(tmp_path / "map.nii.gz", np.full(SHAPE, 2.0), AFFINE, native=native)
+    np.testing.assert_allclose(nib.Nifti1Image.from_filename(path).get_fdata(), 2.0, rtol=1e-6)
+
+
+def test_unit_sign_and_method_stand_in_the_header(written):
+    """Read as any viewer reads them; they survive a further reading and writing."""
+    folder = written[1][0].parent
+    wanted = {
+        "shap": ("log-hazard/voxel", "SHAP, 64 gradients; above 0: raises the risk"),
+        "gradcam": ("log-hazard/cell", "Grad-CAM, stage4; above 0: raises the risk"),
+        "gradcam_relu": ("log-hazard/cell", "Grad-CAM, stage4; negative parts set to 0"),
+        "hirescam": ("log-hazard/cell", "HiResCAM, stage2; above 0: raises the risk"),
+    }
+    for name, (unit, method) in wanted.items():
+        image = nib.Nifti1Image.from_filename(folder / f"{name}.nii.gz")
+        nib.save(image, folder / "again.nii.gz")
+        for header in (image.header, nib.load(folder / "again.nii.gz").header):
+            assert header.get_intent() == ("estimate", (), unit)
+            assert header["descrip"].item().decode() == method
+            assert header.get_xyzt_units()[0] == "mm"
+
+
+def test_a_text_too_long_for_the_header_is_cut(tmp_path):
+    about = ("log-hazard per cell of a stage", "a ± b " * 30)
+    path = brains.write_nifti(tmp_path / "map.nii.gz", np.ones(SHAPE), AFFINE, native=GRID, about=about)
+    header = nib.load(path).header
+    assert header.get_intent()[2] == "log-hazard per c" and header["descrip"].item() == ("a ? b " * 30)[:79].encode()
+
+
 # ---- Slices ------------------------------------------------------------------------------------------------------
 
 

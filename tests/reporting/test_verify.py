@@ -73,6 +73,26 @@ def test_every_scan_that_would_be_refused_is_named(verified, scans):
     assert "received 8 x 9 x 10 voxels of 4 x 4 x 4 mm from (0.00, 0.00, 0.00)" in str(found.value)
 
 
+def test_the_grid_is_the_stated_references(verified, scans, tmp_path):
+    other = nib.Nifti1Image(np.ones((8, 9, 10), np.float32), np.diag([4.0, 4, 4, 1]))
+    nib.save(other, tmp_path / "reference.nii")
+    stated = (f"--COHORT_CSV={scans / 'cohort.csv'}", f"--REFERENCE={tmp_path / 'reference.nii'}")
+    with pytest.raises(
+        InputError, match=r"36 scans: expected the grid of REFERENCE, 8 x 9 x 10 voxels of 4 x 4 x 4 mm"
+    ):
+        verified(*stated)
+    assert "8 x 9 x 10 voxels" in verified(*stated, "--RESAMPLE=on")
+
+
+def test_the_scans_that_are_timed_are_refused_by_name(cohort, tmp_path):
+    image = nib.load(cohort / "mri" / "S0003_v2.nii.gz")
+    spoilt = nib.Nifti1Image(np.asarray(image.dataobj, np.float32) - 1024, image.affine)
+    nib.save(spoilt, tmp_path / "spoilt.nii")
+    paths = [str(cohort / "mri" / "S0003_v1.nii.gz"), str(tmp_path / "spoilt.nii")]
+    (told,) = verify._refuse_voxels(pd.DataFrame({"scan": ["a", "b"], "nifti_path": paths}), (16, 16, 16))
+    assert told.startswith(f"b: {paths[1]}: expected 0 outside the brain, received greys close to -1024")
+
+
 def test_damage_is_named_by_file(verified, tmp_path):
     run = tmp_path / "outputs"
     (run / "cnn" / "backup").mkdir(parents=True)
