@@ -3,6 +3,8 @@
 `scene` draws the single slice; here slices become pictures, with their places and a legend.
 """
 
+import html
+import json
 import re
 import textwrap
 import warnings
@@ -33,6 +35,7 @@ NUM_FRAMES = 36  # of a GIF at most; fewer where the brain has fewer slices, so 
 FRAME_MS = 100  # milliseconds a frame of a GIF
 VIEWER_MM = 2.0  # size of a voxel of the interactive page
 GAP = 10  # pixels between the planes of a GIF
+VIEWER_TITLE = "title of the viewer"  # holds the title's place in nilearn's page, which doesn't escape it
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
     "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
@@ -86,7 +89,7 @@ def _draw_maps(folder: Path, explanation: "Explanation", grid: Grid, title: str,
         if name in IN_3D:
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
-            scan = title.partition(",")[0]  # the viewer's heading has no room for a sentence
+            scan = title.rpartition(", ")[0] or title  # the viewer's heading has no room for a sentence
             written.append(write_viewer(folder / f"{name}.html", scene, scan))
     return written
 
@@ -266,7 +269,7 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
     Args:
         path: of the file, `.html`.
         scene: what is shown, resampled to VIEWER_MM (mm).
-        title: of the page.
+        title: of the page; any text, since it is escaped.
     Returns:
         `path`.
     """
@@ -283,9 +286,15 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
             vmax=scene.limit or 1.0,
             threshold=scene.clear * scene.limit,
             cmap=COLOURS,
-            title=title,
+            title=VIEWER_TITLE,
         )
     page = re.sub(r"<link[^>]*icon[^>]*>", "", view.get_standalone())
+    page = page.replace(json.dumps(VIEWER_TITLE), _as_script(title)).replace(VIEWER_TITLE, html.escape(title))
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def _as_script(text: str) -> str:
+    """A text as a string of JavaScript within HTML: no `<` that could end the script."""
+    return json.dumps(text).replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

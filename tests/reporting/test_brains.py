@@ -1,5 +1,6 @@
 """What is written for one explained scan: space, signs, sides, and that nothing asks for the network."""
 
+import html
 import json
 import re
 
@@ -163,6 +164,18 @@ def test_the_viewer_needs_no_network(written):
     assert "brainsprite" in page.lower() and len(page) > 50_000
     assert re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//[^"')]*""", page) == []
     assert not {"@import", "fetch(", "XMLHttpRequest("} & set(re.findall(r"@import|fetch\(|XMLHttpRequest\(", page))
+
+
+@pytest.mark.parametrize(
+    "title", ["</script><script>ran()</script>", 'a"b', "<b>é</b> & \\u0041", "title of the viewer"]
+)
+def test_the_viewers_title_is_text(tmp_path, volume, title):
+    page = brains.write_viewer(tmp_path / "a.html", scene_of(volume, bump([0, 0, 5])), title).read_text()
+    assert f"<title>Nilearn - {html.escape(title)}</title>" in page
+    drawn = re.search(r'"title": ("(?:[^"\\]|\\.)*")', page)[1]
+    assert json.loads(drawn) == title and "<" not in drawn
+    untitled = brains.write_viewer(tmp_path / "b.html", scene_of(volume, bump([0, 0, 5])), "").read_text()
+    assert page.count("<script") == untitled.count("<script") and page.count("</script>") == untitled.count("</script>")
 
 
 def test_a_map_of_zeros_is_drawn_too(tmp_path, volume):

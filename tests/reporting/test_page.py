@@ -241,6 +241,24 @@ def test_an_explanation_with_its_evidence(whole):
     assert base64.b64decode(page.loads[-1].split(",")[1]) == (whole / "explain/S100_v2/gradcam_3d.gif").read_bytes()
 
 
+def test_a_viewer_stands_in_a_sandbox(whole):
+    """Its script draws; it reaches neither the page nor what a browser keeps for the page."""
+    frames = [values for tag, values in page_of(whole).tags if tag == "iframe"]
+    assert [values["sandbox"] for values in frames] == ["allow-scripts"]
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}"])
+def test_names_of_regions_columns_and_evidence_are_text(run, name):
+    folder = run / "explain" / "S100_v2"
+    table = pd.DataFrame({"region": [name], "attribution": [1.0], name: [name]})
+    table.to_csv(folder / "regions.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps({name: {"auc": name}}))
+    page = page_of(run)
+    assert page.row(name) == [name, "1", name] and page.row(f"{name}, auc") == [f"{name}, auc", name]
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any("onerror" in values for _, values in page.tags)
+
+
 def test_what_would_make_the_page_too_large_is_named(whole):
     picture = reporting_page.Inlined(10**9)
     picture.uri(whole / "explain" / "S100_v2" / "shap.png")
