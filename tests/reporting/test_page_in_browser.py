@@ -12,7 +12,8 @@ import pytest
 from sample_run import write_run
 
 from reporting.brains import write_viewer
-from reporting.page import write_report
+from reporting.page import Inlined, render, write_report
+from reporting.run_folder import RunFolder
 from reporting.scene import make_scene
 from runs.files import read_json, write_json
 
@@ -81,6 +82,28 @@ HOSTILE = (
 )
 
 
+ON_PAPER = """
+<script>
+addEventListener("load", () => setTimeout(() => {
+  document.body.style.width = "186mm";  // A4 less its margins
+  dispatchEvent(new Event("beforeprint"));
+  const right = document.body.getBoundingClientRect().right;
+  const heads = Array.from(document.querySelectorAll("th, td:last-child, img, p"));
+  const told = {
+    beyond: heads.filter(part => part.getBoundingClientRect().right > right + 1).map(part => part.textContent),
+    shut: document.querySelectorAll("details:not([open])").length,
+    shown: Array.from(document.querySelectorAll("iframe, nav, .moves"), part => getComputedStyle(part).display),
+    note: document.getElementById("note-a").innerText,
+  };
+  dispatchEvent(new Event("afterprint"));
+  told.shutAgain = document.querySelectorAll("details:not([open])").length;
+  const pre = document.createElement("pre");
+  pre.id = "told"; pre.textContent = JSON.stringify(told); document.body.append(pre);
+}, 500));
+</script>
+"""
+
+
 def make_hostile(folder, title, name):
     """Write an explanation of a scan whose names would run as scripts, and let its viewer tell what it is."""
     shutil.copytree(folder / "explain" / "S100_v2", folder / "explain" / name)
@@ -107,6 +130,20 @@ def rename_everywhere(folder, name):
         log.write(f"2026-01-31 12:00:00,000 WARNING {name}: {name}\n")
 
 
+def browse(page):
+    """Open a page in a browser without a network."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert browser, f"expected one of {', '.join(BROWSERS)}: apt-get install chromium"
+    alone = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}"]
+    command = [browser, *QUIET, *alone, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def told_by(done):
+    """What the page's own script found."""
+    return json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Warning. 'partition' will ignore the 'mask':UserWarning")  # of nilearn's
 def test_the_page_works_in_chromium_without_a_network_and_runs_no_script_of_the_data(tmp_path):
@@ -118,15 +155,10 @@ def test_the_page_works_in_chromium_without_a_network_and_runs_no_script_of_the_
     page = write_report(tmp_path)
     page.write_text(page.read_text(encoding="utf-8").replace("</body>", ACT + "</body>"), encoding="utf-8")
 
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert browser, f"expected one of {', '.join(BROWSERS)}: apt-get install chromium"
-    alone = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={tmp_path / 'profile'}"]
-    command = [browser, *QUIET, *alone, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-
+    done = browse(page)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not [line for line in console if re.search("error|refused|violat|uncaught", line, re.IGNORECASE)], console
-    told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    told = told_by(done)
     assert not [name for name in told["loaded"] if not name.startswith("data:")]
     assert len(told["ascending"]) == 120 and told["ascending"] == sorted(told["ascending"])
     assert told["descending"] == told["ascending"][::-1] and told["names"] == sorted(told["names"])
@@ -138,3 +170,24 @@ def test_the_page_works_in_chromium_without_a_network_and_runs_no_script_of_the_
     for frame in told["frames"]:
         assert not frame["ran"] and not frame["reached"] and frame["text"] == "Opacity"
         assert frame["colours"] > 100 and not [name for name in frame["loaded"] if not name.startswith("data:")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("horizons", [3, 6])
+def test_on_paper_nothing_is_cut_off_or_folded(tmp_path, horizons):
+    """The rules for print, laid out at the width of a sheet."""
+    write_run(tmp_path)
+    metrics = read_json(tmp_path / "metrics.json")
+    for test in (metrics["cnn"]["test"], metrics["tlstm"]["test"], metrics["baselines"]["cox_last_slope"]["test"]):
+        test["auc"] = {f"{year + 1}.0": test["auc"]["2.0"] for year in range(horizons)}
+    metrics["tlstm"]["test"]["ibs"] = {"value": None, "low": None, "high": None, "why": "nobody is left"}
+    write_json(tmp_path / "metrics.json", metrics)
+    inlined = Inlined(10**9)
+    text = render(RunFolder.read(tmp_path), [], inlined).replace("@media print", "@media all")
+    page = tmp_path / "paper.html"
+    page.write_text(text.replace("</body>", ON_PAPER + "</body>"), encoding="utf-8")
+
+    told = told_by(browse(page))
+    assert told["beyond"] == [] and told["shut"] == 0 and told["shutAgain"] > 0
+    assert set(told["shown"]) == {"none"}
+    assert told["note"] == "a nobody is left"
