@@ -5,6 +5,7 @@
 
 import html
 import json
+import math
 import re
 import textwrap
 import warnings
@@ -23,6 +24,7 @@ from attribution.evidence import SMOOTHING_MM, smooth
 from attribution.regions import cohort_table
 from cohort.grid import Grid
 from reporting.scene import CLEAR, COLOURS, OPAQUE, PLANES, THROUGH, Scene, draw_slice, make_scene
+from reporting.words import shorten
 from runs.files import write_json, written_whole
 
 if TYPE_CHECKING:  # it imports TensorFlow, which the pictures don't need
@@ -32,8 +34,12 @@ IN_3D = ("shap", "gradcam")  # maps with a GIF
 ENDS = {"axial": ("L", "R"), "coronal": ("L", "R"), "sagittal": ("P", "A")}  # at the left and the right edge
 NUM_COLUMNS = 7  # slices of each plane in a mosaic
 NUM_FRAMES = 36  # of a GIF at most; fewer where the brain has fewer slices, so that no two are alike
+PLAIN = matplotlib.rc_context({"text.parse_math": False})  # a `$` in an id is a `$`
 FRAME_MS = 100  # milliseconds a frame of a GIF
-VIEWER_MM = 2.0  # size of a voxel of the interactive page
+VIEWER_MM = 2.0  # size of a voxel of the interactive page, where the brain's longest side has these voxels then
+VIEWER_VOXELS = (60, 120)
+MIN_HEIGHT = 120  # pixels of a GIF's planes: the colour bar stands beside them
+MOST_OF_TITLE = 150  # characters that fit over the slices
 GAP = 10  # pixels between the planes of a GIF
 VIEWER_TITLE = "title of the viewer"  # holds the title's place in nilearn's page, which doesn't escape it
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
@@ -148,6 +154,7 @@ def write_nifti(path: str | Path, values: np.ndarray, affine: np.ndarray, *, nat
     return Path(path)
 
 
+@PLAIN
 def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
     """Write slices of the three planes as PNG, one of each through the map's strongest voxel.
 
@@ -167,8 +174,8 @@ def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
             axes.set_axis_off()
             for x, label in zip((0.02, 0.98), ENDS[plane], strict=True):
                 axes.text(x, 0.98, label, transform=axes.transAxes, color="white", ha="center", va="top", fontsize=9)
-            axes.set_title(_place(scene, plane, index), color="white", fontsize=8, y=-0.12)
-    figure.text(0.01, 0.95, title, color="white", fontsize=12)
+            axes.set_title(scene.place(plane, index), color="white", fontsize=8, y=0, pad=-10)
+    figure.text(0.01, 0.95, shorten(title, MOST_OF_TITLE), color="white", fontsize=12)
     legend = LEGEND.format(limit=scene.limit, clear=scene.clear * scene.limit)
     figure.text(0.01, 0.01, legend, color="0.75", fontsize=9)
     _add_colour_bar(figure, scene)
@@ -193,13 +200,6 @@ def _chosen_slices(scene: Scene, plane: str) -> list[int]:
     peak = scene.peak()[THROUGH[plane]]
     chosen[np.abs(chosen - peak).argmin()] = peak
     return chosen.tolist()
-
-
-def _place(scene: Scene, plane: str, index: int) -> str:
-    """Where a slice lies, such as `x = -26 mm, left`."""
-    mm = scene.millimetre(plane, index)
-    side = ("" if round(mm) == 0 else ", left" if mm < 0 else ", right") if plane == "sagittal" else ""
-    return f"{'xyz'[THROUGH[plane]]} = {mm:.0f} mm{side}"
 
 
 def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
@@ -228,18 +228,20 @@ def _draw_frame(scene: Scene, share: float, title: str) -> Image.Image:
         first, last = scene.slices(plane)
         index = round(first + share * (last - first))
         panels.append((plane, index, draw_slice(scene, plane, index)))
-    width = sum(panel.shape[1] + GAP for _, _, panel in panels) + 85
-    height = max(panel.shape[0] for _, _, panel in panels)
+    title, legend = shorten(title, MOST_OF_TITLE), f"{scene.unit}: red raises it, blue lowers it"
+    texts = max(_font(11).getlength(title), _font(10).getlength(legend))
+    width = max(sum(panel.shape[1] + GAP for _, _, panel in panels) + 85, math.ceil(texts) + 8)
+    height = max(MIN_HEIGHT, *(panel.shape[0] for _, _, panel in panels))
     frame = Image.new("RGB", (width, height + 60))
     pen, left = ImageDraw.Draw(frame), 0
     pen.text((4, 4), title, fill="white", font=_font(11))
-    pen.text((4, height + 44), f"{scene.unit}: red raises it, blue lowers it", fill=(190, 190, 190), font=_font(10))
+    pen.text((4, height + 44), legend, fill=(190, 190, 190), font=_font(10))
     for plane, index, panel in panels:
         frame.paste(Image.fromarray(panel), (left, 24))
         right = left + panel.shape[1]
         for x, label, anchor in zip((left + 4, right - 4), ENDS[plane], ("la", "ra"), strict=True):
             pen.text((x, 26), label, fill="white", font=_font(13), anchor=anchor)
-        pen.text(((left + right) // 2, 24 + height), _place(scene, plane, index), "white", _font(11), anchor="ma")
+        pen.text(((left + right) // 2, 24 + height), scene.place(plane, index), "white", _font(11), anchor="ma")
         left = right + GAP
     bar = COLOURS(np.linspace(1, 0, height - 60))[:, None, :3].repeat(12, axis=1)
     frame.paste(Image.fromarray(np.rint(255 * bar).astype(np.uint8)), (left + 16, 54))
@@ -268,7 +270,7 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
 
     Args:
         path: of the file, `.html`.
-        scene: what is shown, resampled to VIEWER_MM (mm).
+        scene: what is shown, resampled to VIEWER_MM (mm), finer or coarser where the brain has another size.
         title: of the page; any text, since it is escaped.
     Returns:
         `path`.
@@ -276,7 +278,9 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
     from nilearn.plotting import view_img  # slow to import
 
     images = [nib.Nifti1Image(part, scene.affine) for part in (scene.values, scene.grey)]
-    values, grey = (resample_to_output(image, (VIEWER_MM,) * 3, order=1) for image in images)
+    fewest, most = VIEWER_VOXELS
+    size = float(np.clip(VIEWER_MM, scene.longest_mm / most, scene.longest_mm / fewest))
+    values, grey = (resample_to_output(image, (size,) * 3, order=1) for image in images)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: 'partition' will ignore the 'mask'", UserWarning)  # nilearn's own
         view = view_img(
