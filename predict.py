@@ -3,7 +3,6 @@
 python predict.py --OUTPUT_DIR outputs --PREDICT_CSV new.csv     writes outputs/predictions/new.csv
 """
 
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -99,7 +98,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code of `processes.exit_code`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_main(partial(read_config, arguments, "predict.py"), lambda config: print(f"Written: {predict(config)}"))
 
 
