@@ -95,7 +95,6 @@ class Pipeline:
         Raises:
             InputError: this worker's settings or input are not those of the first.
         """
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         with workers.report_lost_worker():
             wanted = json.loads(workers.broadcast(b""))
         if not wanted:
@@ -196,12 +195,14 @@ class Pipeline:
             logger.info("%s: done already, with the same settings and input", stage.name)
             return
         self.record.require(stage.needs, by=stage.name)
+        logger.info("%s: begins", stage.name)
         if stage.always:
             do()
             self.record.finish(stage.name, {"done": True})
-            return
-        with self.record.running(stage.name), self.cohort.naming_lost_volumes():
-            do()
+        else:
+            with self.record.running(stage.name), self.cohort.naming_lost_volumes():
+                do()
+        logger.info("%s: done", stage.name)
 
     def _write_splits(self) -> None:
         for name, part in self.cohort.parts.items():

@@ -208,7 +208,6 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit code of `processes.exit_code`.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     return run_main(partial(read_config, arguments, "predict.py"), lambda config: print(f"Written: {predict(config)}"))
 
 

@@ -39,6 +39,7 @@ from config import Config, read_config
 from runs.errors import InputError
 from runs.files import read_json, write_json, written_whole
 from runs.lock import lock_run
+from runs.log import log_to
 from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival import crossval
@@ -498,6 +499,7 @@ def run(config: Config) -> None:
     is_val = np.isin(np.unique(learned["subject"].to_numpy(str)), parts["val"]["subject"].to_numpy(str))
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
+    log_to(config.OUTPUT_DIR / "run.log")
     predictor, history = fit(learned, validation, columns, grid=grid, settings=Settings.of(config), progress=True)
     years = curve_years(config.HORIZONS)
     predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
@@ -513,7 +515,7 @@ def run(config: Config) -> None:
     if not config.LANDMARKS:
         by_visit = predict_by_visit(predictor, parts["test"], years)
         write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
-    _write_csv(history, folder / "history.csv")
+    tables.write_csv(history, folder / "history.csv")
     _merge_metrics(config, figures)
 
 
@@ -536,14 +538,14 @@ def compare_with_rivals(config: Config) -> None:
     histories: list[pd.DataFrame] = []
     models = _model_and_rivals(config, columns, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
+    log_to(config.OUTPUT_DIR / "run.log")
     figures, predicted = crossval.compare_models(table, models, plan, progress=True)
-    summary = crossval.summarise(figures)
     folder = config.OUTPUT_DIR / "cv"
-    _write_csv(figures, folder / "figures.csv")
-    _write_csv(pd.concat(histories), folder / "history.csv")
+    tables.write_csv(figures, folder / "figures.csv")
+    tables.write_csv(pd.concat(histories), folder / "history.csv")
     write_predictions(predicted, folder / "predictions.csv")
     crossval.draw_curves(predicted, folder / "curves.png")
-    _merge_metrics(config, {"cv": summary})
+    _merge_metrics(config, {"cv": (summary := crossval.summarise(figures))})
     print(crossval.as_text(summary))
 
 
@@ -584,11 +586,6 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
     return check_parts(parts, similar_ids=config.SIMILAR_IDS)
 
 
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    with written_whole(path) as part:
-        table.to_csv(part, index=False)
-
-
 def _merge_metrics(config: Config, figures: dict[str, Any]) -> None:
     """Add these figures to metrics.json, or replace those of the same names."""
     path = config.OUTPUT_DIR / "metrics.json"
@@ -596,5 +593,4 @@ def _merge_metrics(config: Config, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     exit_process(main(sys.argv[1:]))

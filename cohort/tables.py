@@ -178,6 +178,17 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: R
     return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit, reading=reading))
 
 
+def write_csv(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as it is, whole, without its index.
+
+    Args:
+        table: of any columns and rows.
+        path: of the CSV.
+    """
+    with written_whole(path) as part:
+        table.to_csv(part, index=False)
+
+
 def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = "years") -> None:
     """Write a table in the user's columns and unit, whole.
 

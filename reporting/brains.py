@@ -3,6 +3,9 @@
 `scene` draws the single slice; here slices become pictures, with their places and a legend.
 """
 
+import html
+import json
+import math
 import re
 import textwrap
 import warnings
@@ -21,6 +24,7 @@ from attribution.evidence import SMOOTHING_MM, smooth
 from attribution.regions import cohort_table
 from cohort.grid import Grid
 from reporting.scene import CLEAR, COLOURS, OPAQUE, PLANES, THROUGH, Scene, draw_slice, make_scene
+from reporting.words import shorten
 from runs.files import write_json, written_whole
 
 if TYPE_CHECKING:  # it imports TensorFlow, which the pictures don't need
@@ -30,10 +34,15 @@ IN_3D = ("shap", "gradcam")  # maps with a GIF
 ENDS = {"axial": ("L", "R"), "coronal": ("L", "R"), "sagittal": ("P", "A")}  # at the left and the right edge
 NUM_COLUMNS = 7  # slices of each plane in a mosaic
 NUM_FRAMES = 36  # of a GIF at most; fewer where the brain has fewer slices, so that no two are alike
+PLAIN = matplotlib.rc_context({"text.parse_math": False})  # a `$` in an id is a `$`
 FRAME_MS = 100  # milliseconds a frame of a GIF
-VIEWER_MM = 2.0  # size of a voxel of the interactive page
+VIEWER_MM = 2.0  # size of a voxel of the interactive page, where the brain's longest side has these voxels then
+VIEWER_VOXELS = (60, 120)
+MIN_HEIGHT = 120  # pixels of a GIF's planes: the colour bar stands beside them
+MOST_OF_TITLE = 150  # characters that fit over the slices
 GAP = 10  # pixels between the planes of a GIF
 MOST_UNIT, MOST_METHOD = 16, 79  # bytes of a NIfTI header's fields intent_name and descrip
+VIEWER_TITLE = "title of the viewer"  # holds the title's place in nilearn's page, which doesn't escape it
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
     "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
@@ -99,7 +108,7 @@ def _draw_maps(folder: Path, explanation: "Explanation", grid: Grid, title: str,
         if name in IN_3D:
             written.append(write_gif(folder / f"{name}_3d.gif", scene, heading))
         if name == "shap" and viewer:
-            scan = title.partition(",")[0]  # the viewer's heading has no room for a sentence
+            scan = title.rpartition(", ")[0] or title  # the viewer's heading has no room for a sentence
             written.append(write_viewer(folder / f"{name}.html", scene, scan))
     return written
 
@@ -178,6 +187,7 @@ def _cut(text: str, most: int) -> str:
     return text.encode("ascii", "replace")[:most].decode()
 
 
+@PLAIN
 def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
     """Write slices of the three planes as PNG, one of each through the map's strongest voxel.
 
@@ -197,8 +207,8 @@ def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
             axes.set_axis_off()
             for x, label in zip((0.02, 0.98), ENDS[plane], strict=True):
                 axes.text(x, 0.98, label, transform=axes.transAxes, color="white", ha="center", va="top", fontsize=9)
-            axes.set_title(_place(scene, plane, index), color="white", fontsize=8, y=-0.12)
-    figure.text(0.01, 0.95, title, color="white", fontsize=12)
+            axes.set_title(scene.place(plane, index), color="white", fontsize=8, y=0, pad=-10)
+    figure.text(0.01, 0.95, shorten(title, MOST_OF_TITLE), color="white", fontsize=12)
     legend = LEGEND.format(limit=scene.limit, clear=scene.clear * scene.limit)
     figure.text(0.01, 0.01, legend, color="0.75", fontsize=9)
     _add_colour_bar(figure, scene)
@@ -223,13 +233,6 @@ def _chosen_slices(scene: Scene, plane: str) -> list[int]:
     peak = scene.peak()[THROUGH[plane]]
     chosen[np.abs(chosen - peak).argmin()] = peak
     return chosen.tolist()
-
-
-def _place(scene: Scene, plane: str, index: int) -> str:
-    """Where a slice lies, such as `x = -26 mm, left`."""
-    mm = scene.millimetre(plane, index)
-    side = ("" if round(mm) == 0 else ", left" if mm < 0 else ", right") if plane == "sagittal" else ""
-    return f"{'xyz'[THROUGH[plane]]} = {mm:.0f} mm{side}"
 
 
 def write_gif(path: str | Path, scene: Scene, title: str) -> Path:
@@ -258,18 +261,20 @@ def _draw_frame(scene: Scene, share: float, title: str) -> Image.Image:
         first, last = scene.slices(plane)
         index = round(first + share * (last - first))
         panels.append((plane, index, draw_slice(scene, plane, index)))
-    width = sum(panel.shape[1] + GAP for _, _, panel in panels) + 85
-    height = max(panel.shape[0] for _, _, panel in panels)
+    title, legend = shorten(title, MOST_OF_TITLE), f"{scene.unit}: red raises it, blue lowers it"
+    texts = max(_font(11).getlength(title), _font(10).getlength(legend))
+    width = max(sum(panel.shape[1] + GAP for _, _, panel in panels) + 85, math.ceil(texts) + 8)
+    height = max(MIN_HEIGHT, *(panel.shape[0] for _, _, panel in panels))
     frame = Image.new("RGB", (width, height + 60))
     pen, left = ImageDraw.Draw(frame), 0
     pen.text((4, 4), title, fill="white", font=_font(11))
-    pen.text((4, height + 44), f"{scene.unit}: red raises it, blue lowers it", fill=(190, 190, 190), font=_font(10))
+    pen.text((4, height + 44), legend, fill=(190, 190, 190), font=_font(10))
     for plane, index, panel in panels:
         frame.paste(Image.fromarray(panel), (left, 24))
         right = left + panel.shape[1]
         for x, label, anchor in zip((left + 4, right - 4), ENDS[plane], ("la", "ra"), strict=True):
             pen.text((x, 26), label, fill="white", font=_font(13), anchor=anchor)
-        pen.text(((left + right) // 2, 24 + height), _place(scene, plane, index), "white", _font(11), anchor="ma")
+        pen.text(((left + right) // 2, 24 + height), scene.place(plane, index), "white", _font(11), anchor="ma")
         left = right + GAP
     bar = COLOURS(np.linspace(1, 0, height - 60))[:, None, :3].repeat(12, axis=1)
     frame.paste(Image.fromarray(np.rint(255 * bar).astype(np.uint8)), (left + 16, 54))
@@ -298,15 +303,17 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
 
     Args:
         path: of the file, `.html`.
-        scene: what is shown, resampled to VIEWER_MM (mm).
-        title: of the page.
+        scene: what is shown, resampled to VIEWER_MM (mm), finer or coarser where the brain has another size.
+        title: of the page; any text, since it is escaped.
     Returns:
         `path`.
     """
     from nilearn.plotting import view_img  # slow to import
 
     images = [nib.Nifti1Image(part, scene.affine) for part in (scene.values, scene.grey)]
-    values, grey = (resample_to_output(image, (VIEWER_MM,) * 3, order=1) for image in images)
+    fewest, most = VIEWER_VOXELS
+    size = float(np.clip(VIEWER_MM, scene.longest_mm / most, scene.longest_mm / fewest))
+    values, grey = (resample_to_output(image, (size,) * 3, order=1) for image in images)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning: 'partition' will ignore the 'mask'", UserWarning)  # nilearn's own
         view = view_img(
@@ -316,9 +323,15 @@ def write_viewer(path: str | Path, scene: Scene, title: str) -> Path:
             vmax=scene.limit or 1.0,
             threshold=scene.clear * scene.limit,
             cmap=COLOURS,
-            title=title,
+            title=VIEWER_TITLE,
         )
     page = re.sub(r"<link[^>]*icon[^>]*>", "", view.get_standalone())
+    page = page.replace(json.dumps(VIEWER_TITLE), _as_script(title)).replace(VIEWER_TITLE, html.escape(title))
     with written_whole(path) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
+
+
+def _as_script(text: str) -> str:
+    """A text as a string of JavaScript within HTML: no `<` that could end the script."""
+    return json.dumps(text).replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

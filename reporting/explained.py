@@ -18,6 +18,7 @@ from cohort.scans import open_scan
 from cohort.tables import visits_with_time_left
 from config import Config
 from data import Cohort, load_volume, load_volumes
+from reporting.words import shorten
 from runs.errors import raise_if_any
 from runs.files import safe_name
 from survival.evaluation import read_predictions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
 BY_NAME = "asked for"  # why a scan is explained that EXPLAIN or SAMPLE_INDEX names
+MOST_OF_SCAN = 50  # characters of a scan's id in a picture's title
 PATH_COLUMNS = ["nifti_path", "cache_entry"]  # columns that stage 2 does not get
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class Explanations:
         scan = self.test.iloc[row]
         explanation, history = self._make_maps(scan), self._explain_history(row)
         explanation["metrics"]["history"] = history["metrics"]
-        title = f"{scan['scan']}, {reason}"
+        title = f"{shorten(scan['scan'], MOST_OF_SCAN)}, {reason}"
         timelines.save_history(folder, history, title=title)
         file = open_scan(scan["nifti_path"], self.config.MAX_VOXELS)
         native = Grid(file.shape, file.affine)

@@ -42,6 +42,7 @@ STYLED = matplotlib.rc_context(
         "lines.linewidth": 1.6,
         "figure.dpi": 100,
         "savefig.dpi": 200,
+        "text.parse_math": False,  # a `$` in an id is a `$`
         "svg.hashsalt": "figures",  # the same ids in every run
         "svg.fonttype": "path",
     }

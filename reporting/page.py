@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import jinja2
@@ -28,6 +29,19 @@ MOST_BYTES = 14 * 2**20  # of pictures in the page: a mail takes 15 MiB
 WEBP_QUALITY = 88  # of 100
 MEDIA = {".svg": "image/svg+xml", ".png": "image/webp", ".gif": "image/gif"}
 MOST_REGIONS = 12  # rows of regions.csv
+HISTORY = "region_by_visit"  # a picture of several panels
+PICTURES = {  # by the file's name, what a picture of an explanation shows
+    "shap": "SHAP map, smoothed, in slices of the three planes",
+    "gradcam": "Grad-CAM map in slices of the three planes",
+    "hirescam": "HiResCAM map in slices of the three planes",
+    "shap_3d": "SHAP map, moving through the three planes",
+    "gradcam_3d": "Grad-CAM map, moving through the three planes",
+    HISTORY: "Effect of each region at each visit on the log-hazard and the risk",
+    "mean": "Mean SHAP map in slices of the three planes",
+    "consistency": "Share of subjects with a SHAP value above 0 less the share below, in slices of the three planes",
+}
+OWN_SCALE = "On its own colour scale."
+COHORT_FOLDER, COHORT_TITLE = "explained_cohort", "Many test subjects together"
 PIXELS_AN_INCH = 120  # of a figure on the page
 FEW_EVENTS = 100  # Vergouwe et al. (2005): fewer can hardly tell a good model from a middling one
 
@@ -172,6 +186,7 @@ def _models(run: RunFolder) -> dict[str, Any]:
 
     return {
         "rows": rows,
+        "notes": _notes([*rows, *run.metrics.get("oracle", {}).values()]),
         "years": years,
         "has_differences": any("difference" in row for row in rows),
         "best": {
@@ -182,6 +197,23 @@ def _models(run: RunFolder) -> dict[str, Any]:
         },
         "oracle": {in_words(name): estimate for name, estimate in run.metrics.get("oracle", {}).items()},
     }
+
+
+def _notes(shown: list[dict[str, Any]]) -> dict[str, str]:
+    """The letter of each reason or note that an estimate of the table has, in the order of the table."""
+    estimates = []
+    for row in shown:
+        differences = [row["difference"]["c_index"]] if "difference" in row else []
+        by_year = row.get("auc", {}).values()
+        figures = (row.get(name) for name in ("uno_c", "ibs", "hazard_ratio"))
+        estimates += [row.get("c_index", row), *differences, *by_year, *filter(None, figures)]
+    texts = dict.fromkeys(text for estimate in estimates if (text := estimate.get("why") or estimate.get("note")))
+    return {text: _letter(number) for number, text in enumerate(texts)}
+
+
+def _letter(number: int) -> str:
+    """`a` to `z`, then `aa`: a digit would read as one more digit of the value before it."""
+    return ascii_lowercase[number % 26] * (number // 26 + 1)
 
 
 def _subjects(run: RunFolder) -> dict[str, Any]:
@@ -205,15 +237,36 @@ def _subjects(run: RunFolder) -> dict[str, Any]:
 # ---- Explanations ----------------------------------------------------------------------------------------
 def _explanation(folder: Path, inlined: "Inlined") -> dict[str, Any]:
     """The pictures, the viewer and the evidence of one explained scan."""
+    regions, title = _regions(folder / "regions.csv"), COHORT_TITLE if folder.name == COHORT_FOLDER else folder.name
     viewers = {path.stem: inlined.text(path) for path in sorted(folder.glob("*.html"))}
     files = [path for suffix in (".png", ".gif") for path in folder.glob(f"*{suffix}")]
     pictures = sorted(files, key=lambda path: (path.suffix == ".gif", not path.stem.startswith("shap"), path.name))
     return {
-        "name": folder.name,
+        "name": title,
         "viewers": {name: page for name, page in viewers.items() if page is not None},
-        "pictures": [(path.name, uri) for path in pictures if (uri := inlined.uri(path)) is not None],
+        "pictures": [
+            _picture(path, uri, title, regions) for path in pictures if (uri := inlined.uri(path)) is not None
+        ],
         "evidence": list(_flatten(read_json(folder / "metrics.json"))),
-        "regions": _regions(folder / "regions.csv"),
+        "regions": regions,
+    }
+
+
+def _picture(path: Path, uri: str, title: str, regions: list[dict[str, str]]) -> dict[str, Any]:
+    """A picture, its file's name, whether it moves, and in words what it shows of which scan."""
+    shows = PICTURES.get(path.stem, in_words(path.stem))
+    alternative = f"{shows}: {title}."
+    if path.stem.startswith("shap") and regions and {"region", "attribution"} <= set(regions[0]):
+        largest = regions[0]
+        alternative += f" The region of the largest attribution is {largest['region']}, {largest['attribution']}."
+    scale = "Each panel has its own colour scale; its numbers can be compared." if path.stem == HISTORY else OWN_SCALE
+    return {
+        "uri": uri,
+        "file": path.name,
+        "moves": path.suffix == ".gif",
+        "shows": shows,
+        "alternative": alternative,
+        "scale": scale,
     }
 
 

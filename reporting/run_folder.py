@@ -59,7 +59,7 @@ class RunFolder:
     cnn_history: pd.DataFrame | None  # of the training of stage 1, a row an epoch
     tlstm_history: pd.DataFrame | None  # of the training of stage 2, a row an epoch
     explained: list[Path]  # folders of the explained scans, and of the cohort
-    warnings: list[tuple[str, int]]  # of run.log, each with how often it was logged
+    warnings: list[tuple[str, int]] | None  # of run.log, each with how often it was logged; None: there is no log
 
     @classmethod
     def read(cls, folder: Path) -> "RunFolder":
@@ -148,9 +148,9 @@ def _explained_folders(folder: Path) -> list[Path]:
     return sorted({path.parent for pattern in patterns for path in folder.glob(pattern)})
 
 
-def _count_warnings(path: Path) -> list[tuple[str, int]]:
-    """Each warning or error of a log with how often it was logged, the most frequent first."""
+def _count_warnings(path: Path) -> list[tuple[str, int]] | None:
+    """Each warning or error of a log with how often it was logged, the most frequent first; None if there is no log."""
     if not path.is_file():
-        return []
+        return None
     with open(path, encoding="utf-8", errors="replace") as lines:
         return Counter(match[1] for match in map(LOGGED.match, lines) if match).most_common()

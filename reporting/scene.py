@@ -4,6 +4,7 @@ Brains are drawn in neurological order: the subject's left is on the left. Red r
 Zero is transparent; the colours are symmetric about it and end at the 99.5th percentile of |map| inside the brain.
 """
 
+import math
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -19,7 +20,8 @@ COLOURS = LinearSegmentedColormap.from_list(
 PLANES = ("axial", "coronal", "sagittal")
 ACROSS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}  # axes to the right and up
 THROUGH = {"axial": 2, "coronal": 1, "sagittal": 0}  # the axis along which a plane's slices follow one another
-MM_A_PIXEL = 1.0  # of a slice
+MM_A_PIXEL = 1.0  # of a slice, where the brain's longest side has MIN_PIXELS to MAX_PIXELS then
+MIN_PIXELS, MAX_PIXELS = 150, 400  # of the brain's longest side: a mouse's is drawn larger, a field of view smaller
 CLEAR = 0.1  # share of the colours' limit below which a map is transparent
 OPAQUE = 0.75  # at most, so that the anatomy shows through
 OUTLINE_COLOUR = np.array([235, 235, 235], np.uint8)
@@ -51,6 +53,35 @@ class Scene:
         axis = THROUGH[plane]
         with_brain = np.flatnonzero(self.brain.any(axis=tuple(other for other in range(3) if other != axis)))
         return int(with_brain[0]), int(with_brain[-1])
+
+    @property
+    def longest_mm(self) -> float:
+        """The longest side of the brain's box, mm."""
+        ends = (self.slices(plane) for plane in THROUGH)
+        return max(
+            self.voxel_mm[THROUGH[plane]] * (last - first + 1)
+            for plane, (first, last) in zip(THROUGH, ends, strict=True)
+        )
+
+    @property
+    def mm_a_pixel(self) -> float:
+        """The size of a pixel of a slice, mm: MM_A_PIXEL for a human brain, whatever shows it for any other."""
+        return float(np.clip(MM_A_PIXEL, self.longest_mm / MAX_PIXELS, self.longest_mm / MIN_PIXELS))
+
+    def place(self, plane: str, index: int) -> str:
+        """Where a slice lies, such as `x = -26 mm, left`, in as many digits as tell neighbouring slices apart.
+
+        The origin tells the side if it lies within the middle half of the brain. A scan whose origin is a corner, or a
+        region cut out of one side, has its brain elsewhere.
+        """
+        digits = max(0, math.ceil(-math.log10(self.voxel_mm.min())))
+        mm = round(self.millimetre(plane, index), digits) + 0.0  # no -0
+        side = ""
+        if plane == "sagittal" and mm != 0:
+            first, last = (self.millimetre(plane, end) for end in self.slices(plane))
+            is_middle = abs(first + last) / 2 <= abs(last - first) / 4
+            side = "" if not is_middle else ", left" if mm < 0 else ", right"
+        return f"{'xyz'[THROUGH[plane]]} = {mm:.{digits}f} mm{side}"
 
     def millimetre(self, plane: str, index: int) -> float:
         """Where a slice of a plane lies along its axis, mm; at the middle of the grid, if the axes are oblique."""
@@ -87,12 +118,12 @@ def draw_slice(scene: Scene, plane: str, index: int) -> np.ndarray:
         plane: one of PLANES.
         index: of the slice along the plane's axis, in voxels.
     Returns:
-        (height, width, 3) uint8 of RGB, a pixel for each MM_A_PIXEL mm.
+        (height, width, 3) uint8 of RGB, a pixel for each `scene.mm_a_pixel` mm.
     """
     box = [slice(max(low - 1, 0), high + 2) for low, high in map(scene.slices, reversed(PLANES))]
     box[THROUGH[plane]] = slice(index, index + 1)
     extent = [(box[axis].stop - box[axis].start) * scene.voxel_mm[axis] for axis in ACROSS[plane]]  # mm
-    size = [round(mm / MM_A_PIXEL) for mm in extent]
+    size = [max(round(mm / scene.mm_a_pixel), 1) for mm in extent]
 
     def enlarged(volume: np.ndarray) -> np.ndarray:
         part = np.squeeze(volume[tuple(box)], axis=THROUGH[plane]).T[::-1]  # up the page is up in the axis

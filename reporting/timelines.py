@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 
 from attribution.histories import UNATTRIBUTED, HistoryExplanation
 from reporting.figures import BLUE, GREY, STYLED, VERMILION
+from reporting.words import shorten
 from runs.files import written_whole
 
 NUM_ROWS = 12  # regions drawn, by their largest effects on the log-hazard
+MOST_OF_NAME, MOST_OF_TITLE = 40, 80  # characters of a region or a group, and of the heading
 OTHERS = "all other regions"
 
 
@@ -39,9 +41,14 @@ def save_history(folder: str | Path, history: HistoryExplanation, *, title: str)
         with written_whole(written[-1]) as part:
             table.to_csv(part, index=False)
     written.append(folder / "region_by_visit.png")
-    with written_whole(written[-1]) as part:
-        draw_history(history, title).savefig(part, dpi=130)
+    _save(draw_history(history, title), written[-1])
     return written
+
+
+@STYLED
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as part:
+        figure.savefig(part, dpi=130)
 
 
 @STYLED
@@ -95,7 +102,7 @@ def _heading(history: HistoryExplanation, title: str) -> str:
     share = metrics["unattributed"]
     missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
     return (
-        f"{title}: what each region at each visit adds; red raises, blue lowers\n"
+        f"{shorten(title, MOST_OF_TITLE)}: what each region at each visit adds; red raises, blue lowers\n"
         f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "
         f"{metrics['background_log_hazard']:.2f}; {missed}"
     )
@@ -114,14 +121,15 @@ def _heatmap(axes: Axes, rows: pd.DataFrame, years: pd.Series, outcome: str) -> 
     name = "log-hazard" if scale == 1 else f"risk within {float(outcome.removeprefix('risk_')):g} years"
     axes.set(title=f"{name}\n({'nats' if scale == 1 else 'percentage points'})", xlabel="visit, years from baseline")
     axes.set_xticks(range(len(years)), [f"{visit + 1}\n{year:.1f}" for visit, year in enumerate(years)])
-    axes.set_yticks(range(len(rows)), rows.index, fontsize=7)
+    axes.set_yticks(range(len(rows)), [shorten(str(name), MOST_OF_NAME) for name in rows.index], fontsize=7)
     axes.axhline(NUM_ROWS - 0.5 if len(rows) == NUM_ROWS + 2 else len(rows) - 2.5, color=GREY, linewidth=0.8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def _bars(axes: Axes, names: Sequence[str], values: pd.Series, title: str) -> None:
-    axes.barh(names, values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
+    axes.barh(range(len(names)), values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
+    axes.set_yticks(range(len(names)), [shorten(name, MOST_OF_NAME) for name in names])
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(title=title, xlabel="log-hazard")
     axes.invert_yaxis()

@@ -57,7 +57,7 @@ def verify(config: Config) -> None:
     """
     damage = _check_run(config.OUTPUT_DIR)
     parts, grid, refused = _read_cohort(config)
-    _print_cohort(parts, grid, refused)
+    _print_cohort(parts, grid, refused, is_written="nifti_path" in parts["train"])
     _print_costs(config, parts, _measure(config, parts, refused))
     raise_if_any(
         f"{config.OUTPUT_DIR} is not as its run left it, or scans can't be used",
@@ -118,7 +118,7 @@ def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[
     return reference, name_alike(refused)
 
 
-def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str]) -> None:
+def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str], *, is_written: bool) -> None:
     print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
     for name, part in parts.items():
         event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
@@ -126,11 +126,12 @@ def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: li
             f"  {name:<6} {len(event):8}  {event.sum():6}  {(~event).sum():8}  {len(part):5}  "
             f"{visits.min()} to {visits.max()}, mean {visits.mean():.1f}"
         )
-    if grid is None:
+    if not is_written:
         print("  It is simulated, and not written yet.")
-    else:
-        print(f"  Every header is read: {grid.describe()}; {len(refused)} scans would be refused.")
-        print("  Whether a volume is empty, constant, not finite or no stripped brain, only a run sees for all scans.")
+        return
+    grids = "none can be read" if grid is None else grid.describe()
+    print(f"  Every header is read: {grids}; {len(refused)} of {sum(map(len, parts.values()))} scans would be refused.")
+    print("  Whether a volume is empty, constant, not finite or no stripped brain, only a run sees for all scans.")
 
 
 def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
@@ -226,6 +227,9 @@ def _print_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -
     preprocessing = "not timed, since there are no scans yet"
     if rates.preprocess:
         preprocessing = f"{_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes"
+    not_in_it = "stage 2, explanations, the page"
+    if "nifti_path" not in parts["train"]:
+        not_in_it = f"the simulated scans, {not_in_it}"
     networks_in_words = "1 network" if networks == 1 else f"{networks} networks"
     print(
         f"""
@@ -236,7 +240,7 @@ What a run takes here, about, with {os.environ["OMP_NUM_THREADS"]} threads
   disk           {need / GB:.2f} GB of {free / GB:.1f} that are free{": TOO LITTLE" if need > free else ""}
                  cache {cache / GB:.2f}, weights and state {weights / GB:.2f}, features {features / GB:.2f}
   This rests on {SCANS} scans preprocessed and {STEPS} steps of the training on noise, timed just now on one device, and
-  the memory that they took. Not in it: the simulated scans, stage 2, explanations, the page."""
+  the memory that they took. Not in it: {not_in_it}."""
     )
 
 

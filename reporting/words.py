@@ -1,8 +1,10 @@
 """Estimates, p-values and names as the words of the page, the figures and the terminal."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+MISSING = "\N{WHITE SQUARE}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -30,15 +32,25 @@ def p_value(p: float) -> str:
 
 
 def shorten(name: str, most: int = 18) -> str:
-    r"""A name that fits over a panel of a figure.
+    """A text of the user's that fits in a picture, on one line, in characters that the pictures' font has.
 
     Args:
-        name: of a subject.
+        name: of a subject, a scan, a region or a column.
         most: characters that fit.
     Returns:
-        The name, cut if need be; a `$`, which would open matplotlib's mathematics, as `\$`.
+        The name, cut if need be; for a character that can't be drawn, a square.
     """
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+    line = " ".join(name.split())
+    drawable = "".join(character if ord(character) in _drawable() else MISSING for character in line)
+    return drawable if len(drawable) <= most else drawable[: most - 1] + "…"
+
+
+@lru_cache
+def _drawable() -> frozenset[int]:
+    """The characters of the pictures' font."""
+    from matplotlib import font_manager, ft2font  # slow to import
+
+    return frozenset(ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap())
 
 
 def in_words(name: str) -> str:

@@ -1,23 +1,101 @@
-"""The log of a run: `run.log` in its folder, and the terminal."""
+"""The log of a run: `run.log` in its folder, and the terminal.
+
+A program (`processes.run_main`) begins its log before it reads its input. Nothing is written until the input is
+accepted: a refused run leaves an earlier run's folder as it was. What was logged until then is written first, with its
+own times.
+"""
 
 import logging
+import sys
+from functools import lru_cache
 from pathlib import Path
 
 from runs.errors import naming_file
+from runs.files import ROOT
+
+FILE_FORMAT, TERMINAL_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%(message)s"
+WARNED = "py.warnings"  # the logger of Python's own warnings
+FOR_DEVELOPERS = ("DeprecationWarning: ", "PendingDeprecationWarning: ", "FutureWarning: ")
+MOST_HELD = 10_000  # lines that wait for their file
+
+
+def begin_log() -> None:
+    """Send the pipeline's log to stderr from now on, and hold it for the file that `log_to` names."""
+    _replace_handlers(_Terminal(), _Held())
 
 
 def log_to(path: Path) -> None:
     """Send the pipeline's log to a file, with times and levels, and to stderr.
 
     Args:
-        path: of the log; what it holds already is kept.
+        path: of the log; what it holds already is kept. What `begin_log` has held follows it.
     """
-    file = _WholeLog(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    terminal = logging.StreamHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
+    held = [record for handler in _own_handlers() if isinstance(handler, _Held) for record in handler.records]
+    file = _WholeLog(path, encoding="utf-8")
+    _replace_handlers(_Terminal(), file)
+    for record in held:
+        file.handle(record)
+
+
+def _replace_handlers(terminal: logging.Handler, other: logging.Handler) -> None:
+    """Take away the handlers of an earlier log of ours, and add these; those of others stay."""
+    root = logging.getLogger()
+    for handler in _own_handlers():
+        root.removeHandler(handler)
+        handler.close()
+    for handler, line in ((other, FILE_FORMAT), (terminal, TERMINAL_FORMAT)):
+        handler.setFormatter(_Lines(line))
+        handler.addFilter(_is_wanted)
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+
+
+def _own_handlers() -> list[logging.Handler]:
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, (_Terminal, _Held, _WholeLog))]
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Whether a line is ours or a warning: what libraries tell of their work, or their developers, is left out."""
+    if record.name == WARNED:
+        return not any(word in record.getMessage().partition("\n")[0] for word in FOR_DEVELOPERS)
+    return record.levelno >= logging.WARNING or _is_ours(record.name.partition(".")[0])
+
+
+@lru_cache
+def _is_ours(module: str) -> bool:
+    """Whether a module or package of this name lies in the house."""
+    return module in ("__main__", "root") or (ROOT / module).is_dir() or (ROOT / f"{module}.py").is_file()
+
+
+class _Lines(logging.Formatter):
+    """Python's own warnings end with a line break too many."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of a record."""
+        return super().format(record).rstrip()
+
+
+class _Terminal(logging.Handler):
+    """Writes to whatever stderr is then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _Held(logging.Handler):
+    """Keeps lines until there is a file for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line; its text is made now, since what it names may change."""
+        record.msg, record.args = record.getMessage(), None
+        if len(self.records) < MOST_HELD:
+            self.records.append(record)
 
 
 class _WholeLog(logging.FileHandler):

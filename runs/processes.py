@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 from runs.errors import InputError
 from runs.files import ROOT
+from runs.log import begin_log
 
 STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
 RUN_BY = "CNN_TLSTM_RUN_BY"  # set for a program that another one runs; the other one holds the end of its stdin
@@ -104,6 +105,7 @@ def run_main(read_settings: Callable[[], Settings], work: Callable[[Settings], o
     def run() -> None:
         for name, value in TENSORFLOW.items():
             os.environ.setdefault(name, value)
+        begin_log()
         settings = read_settings()
         stop_on_signals(settings.MAX_HOURS)
         work(settings)

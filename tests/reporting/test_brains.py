@@ -1,5 +1,6 @@
 """What is written for one explained scan: space, signs, sides, and that nothing asks for the network."""
 
+import html
 import json
 import re
 
@@ -152,9 +153,9 @@ def test_a_text_too_long_for_the_header_is_cut(tmp_path):
 
 def test_places_in_millimetres(volume):
     scene = scene_of(volume, np.zeros(SHAPE))
-    assert brains._place(scene, "sagittal", 4) == "x = -30 mm, left"
-    assert brains._place(scene, "sagittal", 19) == "x = 30 mm, right"
-    assert brains._place(scene, "axial", 9) == "z = 6 mm"
+    assert scene.place("sagittal", 4) == "x = -30 mm, left"
+    assert scene.place("sagittal", 19) == "x = 30 mm, right"
+    assert scene.place("axial", 9) == "z = 6 mm"
 
 
 def test_the_strongest_voxel_is_among_the_slices(volume):
@@ -224,6 +225,67 @@ def test_the_viewer_needs_no_network(written):
     assert "brainsprite" in page.lower() and len(page) > 50_000
     assert re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?\s*(?:https?:)?//[^"')]*""", page) == []
     assert not {"@import", "fetch(", "XMLHttpRequest("} & set(re.findall(r"@import|fetch\(|XMLHttpRequest\(", page))
+
+
+@pytest.mark.parametrize(
+    "title", ["</script><script>ran()</script>", 'a"b', "<b>é</b> & \\u0041", "title of the viewer"]
+)
+def test_the_viewers_title_is_text(tmp_path, volume, title):
+    page = brains.write_viewer(tmp_path / "a.html", scene_of(volume, bump([0, 0, 5])), title).read_text()
+    assert f"<title>Nilearn - {html.escape(title)}</title>" in page
+    drawn = re.search(r'"title": ("(?:[^"\\]|\\.)*")', page)[1]
+    assert json.loads(drawn) == title and "<" not in drawn
+    untitled = brains.write_viewer(tmp_path / "b.html", scene_of(volume, bump([0, 0, 5])), "").read_text()
+    assert page.count("<script") == untitled.count("<script") and page.count("</script>") == untitled.count("</script>")
+
+
+def brain_of(shape, voxel_mm, start):
+    """A scene of a block of noise that fills a grid but for its edge."""
+    volume = np.zeros(shape, np.float32)
+    inside = (slice(1, -1),) * 3
+    volume[inside] = np.random.default_rng(0).normal(3, 1, np.array(shape) - 2)
+    affine = np.diag([*voxel_mm, 1.0])
+    affine[:3, 3] = start
+    return make_scene(volume, np.random.default_rng(1).normal(size=shape) * (volume != 0), affine, unit="log-hazard")
+
+
+OTHER_BRAINS = {
+    "mouse": ((52, 80, 40), (0.2, 0.2, 0.2), (-5, -9, -4)),
+    "a hippocampus": ((12, 22, 12), (2, 2, 2), (-36, -40, -24)),
+    "a slab": ((40, 48, 5), (4, 4, 4), (-80, -110, 0)),
+    "micrometres taken for millimetres": ((20, 24, 20), (8000, 8000, 8000), (-8e4, -1e5, -8e4)),
+    "from a corner": ((42, 50, 40), (4, 4, 4), (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BRAINS)
+def test_a_brain_of_any_size_anywhere_is_drawn_large_enough_to_see(tmp_path, name):
+    scene = brain_of(*OTHER_BRAINS[name])
+    brains.write_mosaic(tmp_path / "a.png", scene, "S1, asked for")
+    page = brains.write_viewer(tmp_path / "a.html", scene, "S1").read_text()
+    assert len(page) < 5_000_000
+    with GifImageFile(brains.write_gif(tmp_path / "a.gif", scene, "S1, asked for")) as gif:
+        assert 250 < gif.width < 1500 and 150 < gif.height < 1000 and gif.n_frames > 2
+        frame = np.asarray(gif.convert("RGB")).astype(int)
+    assert (np.ptp(frame, axis=-1) > 100).mean() > 0.02  # colours of the map and of its bar
+
+
+def test_the_places_of_a_small_brain_differ_and_a_side_is_told_only_where_the_origin_is_amid():
+    mouse = brain_of(*OTHER_BRAINS["mouse"])
+    assert mouse.place("sagittal", 10) == "x = -3.0 mm, left" and mouse.place("sagittal", 25) == "x = 0.0 mm"
+    assert mouse.place("coronal", 45) == "y = 0.0 mm"
+    assert brain_of(*OTHER_BRAINS["from a corner"]).place("sagittal", 5) == "x = 20 mm"
+    assert brain_of(*OTHER_BRAINS["a hippocampus"]).place("sagittal", 5) == "x = -26 mm"
+
+
+@pytest.mark.parametrize(
+    "title", [r"$\frac{1$", "a$b$^", "two\nlines\tand a tab", "患者\u200b\x01", "x" * 5000, "%s {0}", ""]
+)
+def test_any_text_is_drawn(tmp_path, volume, title):
+    scene = scene_of(volume, bump([0, 0, 5]))
+    assert brains.write_mosaic(tmp_path / "a.png", scene, title).stat().st_size > 5000
+    with GifImageFile(brains.write_gif(tmp_path / "a.gif", scene, title)) as gif:
+        assert gif.width < 1500
 
 
 def test_a_map_of_zeros_is_drawn_too(tmp_path, volume):

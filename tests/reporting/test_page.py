@@ -181,7 +181,36 @@ def test_the_caveats(run):
     assert "simulated" not in page.words.split("Models")[0] and "With fewer than" not in page.words
     assert "Predicted risks at 2 years are too extreme: calibration slope 0.40 (0.20 to 0.60)." in page.words
     assert "could not be computed are left empty: a reason <i>" in page.words
-    assert page.row("history (T-LSTM)")[2] == "-*"
+    assert page.row("history (T-LSTM)")[2] == "- a"
+
+
+def test_reasons_stand_on_the_page_once_each(run):
+    """Neither a finger nor the keyboard nor paper opens a tooltip."""
+
+    def leave_out(metrics):
+        test = metrics["tlstm"]["test"]
+        test["c_index"]["note"] = "two tied <pairs>"
+        test["ibs"] = test["uno_c"] = {"value": None, "low": None, "high": None, "why": "nobody is left"}
+        metrics["oracle"]["longitudinal"]["note"] = "of the truth"
+
+    change(run / "metrics.json", leave_out)
+    page = page_of(run)
+    row = page.row("history (T-LSTM)")
+    assert row[1].split()[1] == "a" and (row[2], row[6]) == ("- b", "- b")
+    assert page.row("oracle: longitudinal")[1].split()[1] == "c"
+    assert "a two tied <pairs>b nobody is leftc of the truth" in page.words
+    assert not any("title" in values for tag, values in page.tags if tag not in ("iframe", "html"))
+    links = {values["href"] for tag, values in page.tags if tag == "a" and values["href"].startswith("#note-")}
+    assert (
+        links
+        == {f"#note-{letter}" for letter in "abc"}
+        == {f"#{values['id']}" for tag, values in page.tags if tag == "li" and "id" in values}
+    )
+
+
+@pytest.mark.parametrize(("number", "letter"), [(0, "a"), (25, "z"), (26, "aa"), (53, "bbb")])
+def test_a_note_has_a_letter(number, letter):
+    assert reporting_page._letter(number) == letter
 
 
 def test_cross_validation_is_shown_where_there_is_one(run):
@@ -224,7 +253,7 @@ def test_a_subjects_name_is_text(run, name):
     path.write_text(path.read_text().replace("S000,", '"' + name.replace('"', '""') + '",'))
     page = page_of(run)
     assert page.row(name)[1] == "train"
-    assert [tag for tag, _ in page.tags].count("script") == 1  # ours
+    assert [tag for tag, _ in page.tags].count("script") == 2  # ours
     assert not any("onerror" in values for _, values in page.tags)
 
 
@@ -239,6 +268,40 @@ def test_an_explanation_with_its_evidence(whole):
     kinds = [value.split(";")[0] for value in page.loads if value.startswith("data:")]
     assert kinds[-2:] == ["data:image/webp", "data:image/gif"]
     assert base64.b64decode(page.loads[-1].split(",")[1]) == (whole / "explain/S100_v2/gradcam_3d.gif").read_bytes()
+
+
+def test_a_viewer_stands_in_a_sandbox(whole):
+    """Its script draws; it reaches neither the page nor what a browser keeps for the page."""
+    frames = [values for tag, values in page_of(whole).tags if tag == "iframe"]
+    assert [values["sandbox"] for values in frames] == ["allow-scripts"]
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}"])
+def test_names_of_regions_columns_and_evidence_are_text(run, name):
+    folder = run / "explain" / "S100_v2"
+    table = pd.DataFrame({"region": [name], "attribution": [1.0], name: [name]})
+    table.to_csv(folder / "regions.csv", index=False)
+    (folder / "metrics.json").write_text(json.dumps({name: {"auc": name}}))
+    page = page_of(run)
+    assert page.row(name) == [name, "1", name] and page.row(f"{name}, auc") == [f"{name}, auc", name]
+    assert [tag for tag, _ in page.tags].count("script") == 2
+    assert not any("onerror" in values for _, values in page.tags)
+
+
+def test_each_picture_says_what_it_shows_of_which_scan_on_its_own_scale(run):
+    shutil.copytree(run / "explain" / "S100_v2", run / "explain" / "S101_v2")
+    shutil.copytree(run / "explain" / "S100_v2", run / "explained_cohort")
+    page = page_of(run)
+    alternatives = [values["alt"] for tag, values in page.tags if tag == "img"]
+    assert len(set(alternatives)) == len(alternatives) == 6
+    assert alternatives[:2] == [
+        "SHAP map, smoothed, in slices of the three planes: S100_v2. "
+        "The region of the largest attribution is left hippocampus, -0.512.",
+        "Grad-CAM map, moving through the three planes: S100_v2.",
+    ]
+    assert alternatives[-1].endswith(": Many test subjects together.")
+    assert page.words.count("On its own colour scale.") == 6
+    assert "Each picture has a colour scale of its own" in page.words
 
 
 def test_what_would_make_the_page_too_large_is_named(whole):
@@ -264,7 +327,14 @@ def test_an_empty_run_is_a_page_that_says_so(tmp_path):
         "This run does not have: its settings (config.json); the cohort (splits); stage 1, one scan (cnn);"
         in page.words
     )
-    assert "img" not in [tag for tag, _ in page.tags] and "No warnings" in page.words
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert "There is no run.log: whether the run warned of something is not known." in page.words
+    assert "No warnings" not in page.words
+
+
+def test_a_log_without_warnings_says_so(run):
+    (run / "run.log").write_text("2026-01-31 12:00:00,000 INFO main: begun\n")
+    assert "No warnings in run.log." in page_of(run).words
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ def write(path, text):
 
 def test_an_empty_folder_is_a_run_without_anything(tmp_path):
     run = RunFolder.read(tmp_path)
-    assert run.record == run.metrics == run.splits == {} and run.warnings == run.explained == []
+    assert run.record == run.metrics == run.splits == {} and run.explained == []
+    assert run.warnings is None  # nobody knows
     assert run.predicted is run.predicted_by_visit is run.cnn_history is run.tlstm_history is run.stage2_test is None
     assert not run.is_simulated and run.visit_times("test") == {}
 

@@ -58,3 +58,17 @@ def test_every_file_is_written(tmp_path, history):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "region_by_visit.csv"), history["regions"])
     with Image.open(tmp_path / "region_by_visit.png") as picture:
         assert picture.width > 500
+
+
+@pytest.mark.parametrize("name", [r"$\frac{1$", "a$b$^", "two\nlines", "患者\x01", "x" * 3000])
+def test_any_text_is_drawn(tmp_path, history, name):
+    """Ids, regions of an atlas, and columns of a table are whatever their file says."""
+    regions = history["regions"].replace({"region": {"region 7": name, "region 8": f"{name}, other"}})
+    groups = pd.DataFrame({"group": [name, f"{name}!", "3"], "num_inputs": 1, "shapley": [1.0, -1.0, 0.5]})
+    for path in timelines.save_history(tmp_path, history | {"regions": regions, "groups": groups}, title=name):
+        assert path.stat().st_size > 50
+    with Image.open(tmp_path / "region_by_visit.png") as picture:
+        assert picture.width < 2000
+    figure = timelines.draw_history(history | {"regions": regions, "groups": groups}, name)
+    bars = [len(axes.patches) for part in figure.subfigs[1:] for axes in part.axes]
+    assert bars == [3, 3, 3]  # names that are cut to the same text stay bars of their own

@@ -42,7 +42,7 @@ def test_the_flow_of_a_cohort_is_what_the_run_splits(verified, scans, tmp_path):
     counts = np.array([[int(value) for value in row[1:5]] for row in rows])
     subjects = table.groupby("subjectid")["convert_status"].first()
     assert counts.sum(axis=0).tolist() == [12, subjects.sum(), 12 - subjects.sum(), 36]
-    assert "48 x 56 x 48 voxels of 4 x 4 x 4 mm" in told and "0 scans would be refused" in told
+    assert "48 x 56 x 48 voxels of 4 x 4 x 4 mm" in told and "0 of 36 scans would be refused" in told
     assert list(tmp_path.iterdir()) == [scans]  # nothing is written
 
 
@@ -91,6 +91,23 @@ def test_the_scans_that_are_timed_are_refused_by_name(cohort, tmp_path):
     paths = [str(cohort / "mri" / "S0003_v1.nii.gz"), str(tmp_path / "spoilt.nii")]
     (told,) = verify._refuse_voxels(pd.DataFrame({"scan": ["a", "b"], "nifti_path": paths}), (16, 16, 16))
     assert told.startswith(f"b: {paths[1]}: expected 0 outside the brain, received greys close to -1024")
+
+
+@pytest.mark.parametrize("how", ["not NIfTI", "gone", "two-dimensional"])
+def test_a_cohort_whose_scans_are_all_refused_is_not_called_simulated(verified, scans, capsys, how):
+    for path in (scans / "mri").iterdir():
+        path.unlink()
+        if how == "not NIfTI":
+            path.write_bytes(b"no volume")
+        if how == "two-dimensional":
+            nib.save(nib.Nifti1Image(np.ones((8, 9), np.float32), np.eye(4)), path)
+    with pytest.raises(InputError) as found:
+        verified(f"--COHORT_CSV={scans / 'cohort.csv'}")
+    told = capsys.readouterr().out
+    assert "simulated" not in told
+    if how != "gone":  # a missing file is refused with the table, before anything is printed of the cohort
+        assert "Every header is read: none can be read; 36 of 36 scans would be refused." in told
+        assert "scans can't be used (36)" in str(found.value)
 
 
 def test_damage_is_named_by_file(verified, tmp_path):

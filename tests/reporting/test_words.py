@@ -23,7 +23,15 @@ def test_interval(given, text):
 
 def test_p_value_and_names():
     assert words.p_value(0.0123) == "p = 0.012" and words.p_value(1e-9) == "p < 0.001"
-    assert words.shorten("x" * 30) == "x" * 17 + "…" and words.shorten("a$b") == r"a\$b"
+    assert words.shorten("x" * 30) == "x" * 17 + "…" and words.shorten("a$b") == "a$b"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a$b", "a$b"), ("two\n lines\t", "two lines"), ("é-Ω", "é-Ω"), ("患者1", "□□1"), ("a\x01b", "a□b"), ("", "")],
+)
+def test_a_text_of_the_users_can_be_drawn(name, text):
+    assert words.shorten(name) == text
 
 
 def test_digits_and_names_in_words():

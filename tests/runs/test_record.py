@@ -194,7 +194,7 @@ def test_a_log_on_a_full_disk_is_one_error(tmp_path):
     code = (
         f"import pathlib, logging; from runs.log import log_to; log_to(pathlib.Path({str(tmp_path)!r}) / 'run.log'); "
     )
-    code += "logging.getLogger('x').info('a line')"
+    code += "logging.getLogger('main').info('a line')"
     ours = os.environ | {"PYTHONPATH": str(files.ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ours)
     assert done.stderr.count("Traceback") == 2 and "Logging error" not in done.stderr  # OSError, and ours of it
