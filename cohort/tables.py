@@ -350,14 +350,13 @@ def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
             return _row_faults(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
         table["nifti_path"] = [_volume_path(folder.absolute(), scan) for scan in table["scan"]]
     absent = ~table["nifti_path"].map(os.path.isfile)
-    cause = (
-        "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder" if absent.all() else ""
-    )
+    instead = [found_instead(path) for path in table.loc[absent, "nifti_path"]]
+    nowhere = "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder"
+    cause = nowhere if absent.all() and not any(instead) else ""
     faults = _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
-    paths = table.loc[absent, "nifti_path"]
-    if len(faults) < len(paths):  # many rows of one fault are one line
-        return faults
-    return [fault + found_instead(path) for fault, path in zip(faults, paths, strict=True)]
+    if len(faults) == len(instead):
+        return [fault + file for fault, file in zip(faults, instead, strict=True)]
+    return [*faults[:-1], faults[-1] + next(filter(None, instead), "")]  # many rows are one line: with one remedy
 
 
 def _volume_path(folder: Path, scan: str) -> str:

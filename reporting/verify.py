@@ -56,13 +56,17 @@ def verify(config: Config) -> None:
         InputError: names every file that is missing or changed and every row and scan that a run would refuse.
     """
     damage = _check_run(config.OUTPUT_DIR)
-    parts, grid, refused = _read_cohort(config)
-    _print_cohort(parts, grid, refused, is_written="nifti_path" in parts["train"])
-    _print_costs(config, parts, _measure(config, parts, refused))
+    parts, grid, by_header = _read_cohort(config)
+    _print_cohort(parts, grid, len(by_header), is_written="nifti_path" in parts["train"])
+    refused = name_alike(by_header)
+    timed = parts["train"].iloc[: SCANS + 1]
+    by_voxels = _refuse_voxels(timed, config.TARGET_SHAPE) if not refused and "nifti_path" in timed else []
+    _print_costs(config, parts, _measure(config, parts, [*refused, *by_voxels]))
     raise_if_any(
         f"{config.OUTPUT_DIR} is not as its run left it, or scans can't be used",
-        damage + refused,
+        [*damage, *refused, *by_voxels],
         "Run main.py again, which makes damaged stages anew; mend these scans, or drop their rows.",
+        number=len(damage) + len(by_header) + len(by_voxels),
     )
 
 
@@ -81,7 +85,7 @@ def _check_run(folder: Path) -> list[str]:
     return problems
 
 
-def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, list[str]]:
+def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, list[tuple[str, str]]]:
     """The parts, the grid of the scans, and which scans a run would refuse, by their headers."""
     folder = simulated_folder(config)
     if folder is not None and not folder.exists():
@@ -96,7 +100,7 @@ def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, 
     return parts, *_read_grids(pd.concat(parts.values()), config)
 
 
-def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[str]]:
+def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[tuple[str, str]]]:
     """The grid that the scans must have, and why scans would be refused, with their ids and paths."""
     grids: list[Grid | None] = []
     refused = []
@@ -115,10 +119,10 @@ def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[
                 check_grid(own, reference, whose)
         except InputError as error:
             refused.append((f"{scan}: {path}", str(error)))
-    return reference, name_alike(refused)
+    return reference, refused
 
 
-def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: list[str], *, is_written: bool) -> None:
+def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, num_refused: int, *, is_written: bool) -> None:
     print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
     for name, part in parts.items():
         event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
@@ -130,15 +134,13 @@ def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, refused: li
         print("  It is simulated, and not written yet.")
         return
     grids = "none can be read" if grid is None else grid.describe()
-    print(f"  Every header is read: {grids}; {len(refused)} of {sum(map(len, parts.values()))} scans would be refused.")
+    print(f"  Every header is read: {grids}; {num_refused} of {sum(map(len, parts.values()))} scans would be refused.")
     print("  Whether a volume is empty, constant, not finite or no stripped brain, only a run sees for all scans.")
 
 
 def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str]) -> Rates:
     """Time a few scans, and a few steps of the training on noise."""
     seconds = 0.0
-    if not refused and "nifti_path" in parts["train"]:
-        refused += _refuse_voxels(parts["train"].iloc[: SCANS + 1], config.TARGET_SHAPE)
     if not refused and "nifti_path" in parts["train"]:
         paths = parts["train"]["nifti_path"].iloc[: SCANS + 1]
         seconds = _seconds(
