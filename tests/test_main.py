@@ -199,9 +199,12 @@ def test_a_run_that_is_killed_twice_comes_to_the_same(finished, tmp_path):
 BAD_INPUT = {
     "a wrong setting": (["--EPOCHS=0", "--LOSS=mse"], ["EPOCHS: expected", "LOSS: expected"]),
     "no such table": (["--COHORT_CSV=none.csv"], ["none.csv: expected a table, found no such file"]),
-    "no such folder": (["--COHORT_CSV=good.csv", "--MRI_FOLDER=none"], ["row 2: expected a file", "row 3: expected"]),
+    "no such folder": (
+        ["--COHORT_CSV=good.csv", "--MRI_FOLDER=none"],
+        ["12 rows: expected a file, found none", "check MRI_FOLDER"],
+    ),
     "other columns": (["--COHORT_CSV=other.csv"], ["Missing: subjectid", "Found: id, imageid, visit_time"]),
-    "bad rows": (["--COHORT_CSV=bad.csv"], ["row 2: a visit at or after", "row 3: convert_status: expected 0 or 1"]),
+    "bad rows": (["--COHORT_CSV=bad.csv"], ["row 2: a visit after the end", "row 3: convert_status: expected 0 or 1"]),
     "no volume": (["--COHORT_CSV=good.csv", "--MRI_FOLDER=."], ["a0: ", "a1: ", "can't read it"]),
     "whom to explain": (["--EXPLAIN=nobody"], ["EXPLAIN: expected highest, median, lowest", "received 'nobody'"]),
     "a stage without the one above": (["--STAGES=tlstm"], ["tlstm needs the stage features"]),
