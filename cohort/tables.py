@@ -8,7 +8,6 @@ convert_status`, and its times are in TIME_UNIT. The functions here translate be
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -43,7 +42,6 @@ ON_DISK = {  # the user's column, by its name in memory
     "time": "time",
     "event": "convert_status",
 }
-OF_STAGE_1 = re.compile(r"log_hazard|feature_\d+")  # columns that stage 1 adds to a table of scans
 OUR_COLUMNS = (*ON_DISK, "nifti_path", "cache_entry")  # in memory; never features
 TEXT_COLUMNS = ("subjectid", "imageid", "nifti_path", "convert_status")  # on disk; read as they are written
 STATES = {"true": 1.0, "false": 0.0}  # other programs' words for `convert_status` 1 and 0
@@ -256,7 +254,6 @@ def _read_checked(
             f"{path}: expected the columns {', '.join(needed.values())} and a row or more. "
             f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
         )
-    _refuse_names_of_ours(table, path, of_scans=folder is not None)
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
     problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit)
     if "event" in table:
@@ -341,21 +338,6 @@ def _parse_features(table: pd.DataFrame) -> list[str]:
         problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name, cause=cause)
         table[name] = values
     return problems
-
-
-def _refuse_names_of_ours(table: pd.DataFrame, path: Path, *, of_scans: bool) -> None:
-    """Refuse columns of the user's whose names mean something else in memory; of scans, stage 1's outputs too.
-
-    Raises:
-        InputError: names every such column.
-    """
-    in_memory = {*OUR_COLUMNS} - {*ON_DISK.values(), "nifti_path"}
-    taken = [name for name in map(str, table.columns) if name in in_memory or (of_scans and OF_STAGE_1.fullmatch(name))]
-    raise_if_any(
-        f"{path}: columns have names that this program gives to columns of its own",
-        [f"{name}: expected another name, such as own_{name}" for name in taken],
-        f"Rename these columns of {path}, or drop them.",
-    )
 
 
 def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:

@@ -185,25 +185,3 @@ def test_a_volume_of_another_name_is_told_with_its_remedy(tmp_path, there, told)
     (tmp_path / "cohort.csv").write_text("subjectid,imageid,visit_time,time,convert_status\na,a1,0,1,1\n")
     with pytest.raises(InputError, match=rf"found none at '.*a1\.nii\.gz' \({re.escape(there)} lies there: {told}"):
         tables.read_cohort(tmp_path / "cohort.csv", mri_folder=tmp_path)
-
-
-@pytest.mark.parametrize("names", [["event"], ["subject", "scan"], ["cache_entry", "event"]])
-def test_names_that_mean_something_else_in_memory_are_refused_at_once(tmp_path, names):
-    """Beside our own columns on disk: the two would be one column."""
-    rows = [["a", "a1", "0", "2", "1"], ["b", "b1", "0", "3", "0"]]
-    head = ["subjectid", "imageid", "visit_time", "time", "convert_status", *names]
-    lines = [",".join(head), *(",".join([*row, *["7"] * len(names)]) for row in rows)]
-    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=rf"names that this program gives .* \({len(names)}\)") as error:
-        tables.read_features(tmp_path / "t.csv")
-    assert all(f"  {name}: expected another name, such as own_{name}" in str(error.value) for name in names)
-
-
-@pytest.mark.parametrize("name", ["feature_1", "feature_07", "log_hazard"])
-def test_covariates_of_a_cohort_that_bear_stage_1s_names_are_refused_before_a_scan_is_read(tmp_path, name):
-    (tmp_path / "c.csv").write_text(
-        f"subjectid,imageid,visit_time,time,convert_status,{name}\na,a1,0,2,1,7\nb,b1,0,3,0,8\n"
-    )
-    with pytest.raises(InputError, match=f"{name}: expected another name"):
-        tables.read_cohort(tmp_path / "c.csv", mri_folder=tmp_path)
-    assert tables.read_features(tmp_path / "c.csv")[name].tolist() == [7, 8]  # in a table of features they are such
