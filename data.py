@@ -6,6 +6,7 @@ preprocess never need it.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +37,9 @@ VERSION = 3  # of the preprocessing; a change makes every cache entry anew
 CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
 MEND_SCANS = "Mend these files, or drop their rows from the table."
 IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
+
+
+logger = logging.getLogger(__name__)
 
 
 # ---- A run's whole input -----------------------------------------------------------------------------
@@ -200,6 +204,14 @@ class Cache:
     num_resampled: int = 0  # scans that lay on another grid than `source`
     notes: tuple[str, ...] = ()  # the scans' grid, and how many were resampled to it, a line each
     warnings: tuple[str, ...] = ()  # what is unusual of some scans, by name, a line each
+
+    def log(self) -> None:
+        """Log how many volumes were built, the scans' grid, and the scans of which something is unusual."""
+        logger.info("volumes: %d preprocessed now, the others were in the cache", self.num_built)
+        for note in self.notes:
+            logger.info(note)
+        for warning in self.warnings:
+            logger.warning(warning)
 
 
 @dataclass(frozen=True)

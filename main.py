@@ -210,11 +210,7 @@ class Pipeline:
             tables.write_table(rows, path, time_unit=self.config.TIME_UNIT)
             event = part.groupby("subject")["event"].first()
             logger.info("%s: %d subjects, %d with an event, %d scans", name, len(event), event.sum(), len(part))
-        logger.info("volumes: %d preprocessed now, the others were in the cache", self.cohort.cache.num_built)
-        for note in self.cohort.cache.notes:
-            logger.info(note)
-        for warning in self.cohort.cache.warnings:
-            logger.warning(warning)
+        self.cohort.cache.log()
 
     def _call_workers(self) -> None:
         """Tell the other workers what stage 1 is to be trained with, or that it is done."""

@@ -56,13 +56,14 @@ def predict(asked: Config) -> Path:
     last = table.groupby("subject")["visit_time"].max()
     years = f"{last.min():.2f} to {last.max():.2f} years"
     logger.info("%d subjects, %d scans; each is predicted from the last visit, %s", len(last), len(table), years)
-    table, _ = build_cache(
+    table, cache = build_cache(
         table,
         Preprocessing(config.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),
         folder=cache_folder(config),
         jobs=config.NUM_WORKERS,
         scheduler=config.SCHEDULER,
     )
+    cache.log()
     predicted = _predict_table(config, _features(config, table))
     path = config.OUTPUT_DIR / "predictions" / f"{asked.PREDICT_CSV.stem}.csv"
     with written_whole(path) as part:
