@@ -38,7 +38,6 @@ CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
 MEND_SCANS = "Mend these files, or drop their rows from the table."
 IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
 
-
 logger = logging.getLogger(__name__)
 
 
