@@ -1,10 +1,12 @@
 """The pipeline as a user runs it, for the tests that start processes: a small run, and what must come out of it."""
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +30,33 @@ def start(*arguments, program="main.py", cwd=None, **kwargs):
 
 def run(*arguments, program="main.py", cwd=None, **kwargs):
     process = start(*arguments, program=program, cwd=cwd, **kwargs)
-    stdout, stderr = process.communicate(timeout=280)
+    (stdout, stderr), *_ = outputs(process)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def none_outlives(*processes):
+    """Kill what is left of these processes at the end of the block, also when pytest's limit to a test ends it."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def outputs(*processes):
+    """What processes print, (stdout, stderr) each, once all have ended, however slow the machine."""
+    with none_outlives(*processes):
+        return [process.communicate() for process in processes]
+
+
+def wait_until(is_so, *processes):
+    """Wait for what these processes bring about, however slow the machine; an error if one of them ends before."""
+    while not is_so():
+        codes = [process.poll() for process in processes]
+        assert is_so() or codes == [None] * len(codes), f"ended with {codes} before that"
+        time.sleep(0.05)
 
 
 def digests(folder):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from programs import SMALL, digests, start
+from programs import SMALL, digests, run
 
 import main
 from cohort import tables
@@ -142,15 +142,14 @@ def test_other_figures_of_the_folder_stay(cohort, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(7200)
 def test_the_whole_pipeline_by_folds_with_cross_fitting(tmp_path):
     """Real runs, and the same command again: nothing that is finished is repeated, and the figures are the same."""
     folder = tmp_path / "outputs"
     stages = '--STAGES=["cnn","features","tlstm"]'
     arguments = [*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=1", "--FOLDS=2", "--CROSS_FIT=2", stages]
-    first = start(*arguments)
-    _, stderr = first.communicate(timeout=600)
-    assert first.returncode == 0, stderr[-3000:]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr[-3000:]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["folds"]["pooled"]["tlstm"]["test"]["n"] == 24
     assert metrics["folds"]["pooled"]["oracle"]["longitudinal"]["value"] > 0.5
@@ -169,10 +168,9 @@ def test_the_whole_pipeline_by_folds_with_cross_fitting(tmp_path):
         assert list(main["imageid"]) == list(cross.loc[cross["part"] == "train", "scan"])
     assert sorted(tested) == sorted(set(tested)) and len(tested) == 24
     before = digests(folder / "folds")
-    again = start(*arguments)
-    _, stderr = again.communicate(timeout=600)
-    assert again.returncode == 0, stderr[-3000:]
-    assert stderr.count("cnn: done already") == stderr.count("tlstm: done already") == 2
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stderr.count("cnn: done already") == again.stderr.count("tlstm: done already") == 2
     after = digests(folder / "folds")
     assert [
         name for name in before if before[name] != after[name] and not name.endswith((".html", "config.json"))

@@ -16,7 +16,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fuzz
 
 HEADER = "subjectid,imageid,visit_time,time,convert_status,age\n"
-WITH_FILES = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+WITH_FILES = settings(max_examples=100, deadline=None, suppress_health_check=UNHURRIED)
 
 
 def test_no_reader_raises_anything_but_its_own_error(tmp_path, capsys):

@@ -3,14 +3,13 @@
 import json
 import signal
 import subprocess
-import time
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from kills import go_on, kill_at
-from programs import SMALL, digests, results, run, stages_done, start
+from programs import SMALL, digests, none_outlives, outputs, results, run, stages_done, start, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -287,34 +286,28 @@ def test_a_stopped_run_is_143_and_goes_on(finished, tmp_path):
     state = folder / "cnn" / "backup" / "state.npz"
     state.unlink()
     (folder / ".run.json").unlink()
-    arguments = (*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=400", "--PATIENCE=400", "--STAGES=cnn")
+    arguments = (*SMALL, f"--OUTPUT_DIR={folder}", "--EPOCHS=100000", "--PATIENCE=100000", "--STAGES=cnn")
     process = start(*arguments, cwd=tmp_path)
-    wait_for(folder / ".run.json")
-    for program in ("main.py", "tlstm.py"):
-        second = run(*arguments, cwd=tmp_path, program=program)
-        assert second.returncode == 2 and "Traceback" not in second.stderr
-        assert f"another run is at work in {folder}: process {process.pid} on" in second.stderr
-    wait_for(state)
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
+    with none_outlives(process):
+        wait_until((folder / ".run.json").exists, process)
+        for program in ("main.py", "tlstm.py"):
+            second = run(*arguments, cwd=tmp_path, program=program)
+            assert second.returncode == 2 and "Traceback" not in second.stderr
+            assert f"another run is at work in {folder}: process {process.pid} on" in second.stderr
+        wait_until(state.exists, process)
+        process.send_signal(signal.SIGTERM)
+        ((_, stderr),) = outputs(process)
     assert process.returncode == 143, stderr[-3000:]
     assert "Stopped by SIGTERM. The same command goes on" in stderr and "Traceback" not in stderr
     epochs = len(pd.read_csv(folder / "cnn" / "history.csv"))
     process = start(*arguments, cwd=tmp_path)
-    while len(pd.read_csv(folder / "cnn" / "history.csv")) <= epochs and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    with none_outlives(process):
+        wait_until(lambda: len(pd.read_csv(folder / "cnn" / "history.csv")) > epochs, process)
+        process.send_signal(signal.SIGINT)
+        ((_, stderr),) = outputs(process)
     assert process.returncode == 143, stderr[-3000:]
     assert "Stopped by Ctrl-C" in stderr and "Traceback" not in stderr
     assert "stage 1 goes on after epoch" in stderr
-
-
-def wait_for(path):
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert path.exists()
 
 
 def test_stage_2_alone_works_in_the_folder_of_a_run(finished, tmp_path):

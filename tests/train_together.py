@@ -1,7 +1,7 @@
-"""A small training by several devices or workers: `python tests/train_together.py DISTRIBUTE FOLDER [KILL]`.
+"""A small training by several devices or workers: `python tests/train_together.py DISTRIBUTE FOLDER [SIGNAL STEP]`.
 
-`mirrored` makes 2 devices of the processor. With KILL this worker kills itself at that step. Writes the weights, and
-how often each part of a step was compiled, beside the training's folder.
+`mirrored` makes 2 devices of the processor. This worker sends itself SIGNAL, such as SIGKILL, in that step. Writes the
+weights, and how often each part of a step was compiled, beside the training's folder.
 """
 
 import json
@@ -21,16 +21,16 @@ from volumes import SHAPE, options, part_of
 
 from model import build_model
 from runs import processes
-from training import loop
-from training.devices import join_training
+from training import devices, loop
 from training.steps import Steps
 
 
-def run(distribute, folder, kill):
+def run(distribute, folder, own_signal="", step="0"):
     if distribute == "mirrored":
         (processor,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-    workers = join_training(distribute)
+    devices.SILENCE = 600  # seconds: a machine may be as slow as that
+    workers = devices.join_training(distribute)
     volumes = folder / f"volumes-{distribute}-{workers.index}"
     volumes.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def run(distribute, folder, kill):
     chosen = options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
     with workers.strategy.scope():
         model = build_model(SHAPE, width=4, norm="group", dropout=0.3, precision="float64", seed=1)
-    taken = watch(kill)
+    taken = watch(own_signal, int(step))
     loop.train(model, parts, chosen, folder / distribute, workers=workers, save_seconds=0.0)
     if workers.is_first:
         np.savez(folder / f"{distribute}.npz", *model.get_weights())
@@ -50,14 +50,14 @@ def run(distribute, folder, kill):
         (folder / f"{distribute}.json").write_text(json.dumps(traces))
 
 
-def watch(kill):
-    """The object of each step that will be taken; at the step `kill` the process is killed."""
+def watch(own_signal, signalled_step):
+    """The object of each step that will be taken; in `signalled_step` the process sends itself `own_signal`."""
     step, taken = Steps.step, []
 
     def stepped(self, *args):
         taken.append(self)
-        if len(taken) == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if len(taken) == signalled_step:
+            os.kill(os.getpid(), signal.Signals[own_signal])
         return step(self, *args)
 
     Steps.step = stepped
@@ -65,6 +65,6 @@ def watch(kill):
 
 
 if __name__ == "__main__":
-    kind, where, *rest = sys.argv[1:]
+    kind, where, *own = sys.argv[1:]
     processes.stop_on_signals()
-    sys.exit(processes.exit_code(lambda: run(kind, Path(where), int(rest[0]) if rest else 0)))
+    sys.exit(processes.exit_code(lambda: run(kind, Path(where), *own)))

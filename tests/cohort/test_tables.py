@@ -168,12 +168,15 @@ def test_text_columns_are_left_out_and_said(write, caplog):
 
 
 def test_a_long_table_takes_seconds(tmp_path):
+    """Of this processor, whatever its speed: what pandas alone takes is the measure."""
     number = np.arange(200_000)
     table = pd.DataFrame({"subjectid": number // 4, "imageid": number, "visit_time": number % 4 / 2, "time": 9.5})
     table.assign(convert_status=number // 4 % 3 // 2, age=number % 97 / 7).to_csv(tmp_path / "many.csv", index=False)
     began = time.process_time()
+    pd.read_csv(tmp_path / "many.csv", dtype=str)
+    read_alone = time.process_time()
     table_read = tables.read_features(tmp_path / "many.csv")
-    assert time.process_time() - began < 10
+    assert time.process_time() - read_alone < 100 * (read_alone - began)
     assert len(table_read) == 200_000 and table_read["age"].max() == 96 / 7
 
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from programs import SMALL, results, run, start, temporaries
+from programs import SMALL, outputs, results, run, start, temporaries
 
 ARGUMENTS = [*SMALL, "--EXPLAIN=highest", "--EXPLAIN_COHORT=0"]
 STAGES = ("simulated", "cache", "cnn", "features", "tlstm", "explain", "figures")  # what fills the disk, in this order
@@ -45,7 +45,7 @@ def can_mount(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 def test_a_disk_that_fills_up_in_every_stage(unbroken, tmp_path, tmp_path_factory):
     """On a tmpfs that shrinks to half of what the stage needs, then grows again."""
     if not can_mount(tmp_path_factory):
@@ -76,7 +76,7 @@ def run_while_the_disk_fills_up(folder, stage, room):
     disk = os.statvfs(folder)
     size(folder.parent, (disk.f_blocks - disk.f_bfree) * disk.f_frsize + room)
     process.send_signal(signal.SIGCONT)
-    stdout, stderr = process.communicate(timeout=280)
+    ((stdout, stderr),) = outputs(process)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
@@ -85,7 +85,7 @@ def size(disk, value):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 def test_files_that_must_not_grow(unbroken, tmp_path):
     """Every limit ends the run at another file; without one, it goes on to the same result."""
     folder, named = tmp_path / "outputs", []

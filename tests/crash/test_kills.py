@@ -26,7 +26,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("number", range(RUNS))
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(unbroken, tmp_path, number):
     expected, seconds = unbroken

@@ -136,7 +136,7 @@ def browse(page):
     assert browser, f"expected one of {', '.join(BROWSERS)}: apt-get install chromium"
     alone = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}"]
     command = [browser, *QUIET, *alone, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 def told_by(done):

@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import dask
+import distributed
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from programs import none_outlives, wait_until
 
 from data import Preprocessing, build_cache, load_volume
 from runs import cluster
@@ -20,8 +22,18 @@ from runs.files import ROOT
 
 SHAPE = (16, 16, 16)
 HOW = Preprocessing(SHAPE)
+PATIENCE = 1200  # seconds, ours and Dask's own, so that nothing is refused because the machine is slow
+DASK_PATIENCE = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": f"{PATIENCE}s"}  # of the processes that it starts
+WAIT = distributed.Client.wait_for_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Dask's, as it closes
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    monkeypatch.setattr(cluster, "PATIENCE", PATIENCE)
+    with dask.config.set({"distributed.comm.timeouts.connect": f"{PATIENCE}s"}):
+        yield
 
 
 @pytest.fixture
@@ -45,7 +57,7 @@ def contents(built):
 def running(folder, num_workers):
     """The address of a cluster whose workers, of two threads each, can import what its folder holds, not our rooms."""
     told = folder / "scheduler.json"
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | DASK_PATIENCE
     common = ["--scheduler-file", str(told), "--no-dashboard"]
     commands = [
         ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", *common],
@@ -56,16 +68,12 @@ def running(folder, num_workers):
             subprocess.Popen([sys.executable, "-m", *command], cwd=folder, env=plain, stdout=log, stderr=log)
             for command in commands
         ]
-    try:
-        deadline = time.monotonic() + 60
-        while not told.exists() or not told.read_text().endswith("}"):
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.1)
+    with none_outlives(*processes):
+        wait_until(lambda: told.exists() and told.read_text().endswith("}"), *processes)
         yield json.loads(told.read_text())["address"]
-    finally:
         for process in reversed(processes):
             process.terminate()
-            process.wait(30)
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +129,8 @@ def test_a_worker_without_a_library_is_told(table, tmp_path):
 
 def test_a_cluster_without_workers_is_told(table, tmp_path, monkeypatch):
     with running(tmp_path, 0) as address:
-        monkeypatch.setattr(cluster, "PATIENCE", 3)
-        with pytest.raises(InputError, match=r"SCHEDULER: expected workers of tcp.*none came in 3 s"):
+        monkeypatch.setattr(distributed.Client, "wait_for_workers", lambda self, number, **_: WAIT(self, number, 1))
+        with pytest.raises(InputError, match=r"SCHEDULER: expected workers of tcp.*none came in 1200 s"):
             build_cache(table, HOW, folder=tmp_path / "there", scheduler=address)
 
 

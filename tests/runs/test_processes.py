@@ -6,13 +6,14 @@ import sys
 import time
 
 import pytest
+from programs import none_outlives, outputs, wait_until
 
 from config import read_config
 from runs import processes
 from runs.files import ROOT
 
 TELLS = "import json, sys; json.dump(sys.argv[1:], open('told.json', 'w')); sys.exit(int('--EPOCHS=7' in sys.argv) * 3)"
-WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(open('stopped', 'w').close())); "
+WAITS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(open('stopped', 'w').close())); "
 
 
 @pytest.fixture
@@ -45,16 +46,28 @@ def test_a_program_that_was_killed_is_stopped(here):
 
 def test_stopping_us_stops_it(here):
     """The signal goes to us alone, once we wait for it; the program ends by its own hand, before we do."""
-    (here / "some.py").write_text(WAITS + "time.sleep(2); open('begun', 'w').close(); time.sleep(60)")
-    ours = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib; from runs import processes; "
-    ours += f"processes.ROOT = pathlib.Path({str(here)!r}); processes.run_program('some.py', {{}})"
-    process = subprocess.Popen([sys.executable, "-c", ours], stderr=subprocess.PIPE, start_new_session=True)
-    deadline = time.monotonic() + 60
-    while not (here / "begun").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    (here / "some.py").write_text(WAITS + "open('begun', 'w').close(); signal.pause()")
+    process = program(RUNS_SOME.format(str(here)), start_new_session=True)
+    with none_outlives(process):
+        assert process.stdout.readline() == "waiting\n"
+        wait_until((here / "begun").exists, process)
+        process.send_signal(signal.SIGINT)
+        outputs(process)
     assert (here / "stopped").exists()
+
+
+RUNS_SOME = """
+import pathlib
+from runs import processes
+class Popen(processes.subprocess.Popen):
+    def wait(self, *args, **kwargs):
+        print("waiting", flush=True)
+        return super().wait(*args, **kwargs)
+processes.subprocess.Popen = Popen
+processes.ROOT = pathlib.Path({!r})
+processes.stop_on_signals()  # a process in the background begins with Ctrl-C ignored
+processes.run_program("some.py", {{}})
+"""
 
 
 def program(text, **kwargs):
@@ -68,8 +81,8 @@ LOOP = """
 import time
 from runs import processes
 def run():
-    processes.stop_on_signals(MAX_HOURS)
     with processes.finishing_step():
+        processes.stop_on_signals(MAX_HOURS)
         print("begun", flush=True)
         while not processes.stop_requested():
             time.sleep(0.01)
@@ -83,25 +96,25 @@ def test_a_signal_is_noted_while_a_step_is_finished():
     process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "0.2"))
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=60)
+    ((stdout, stderr),) = outputs(process)
     assert (process.returncode, stdout) == (143, "saved\n")
     assert stderr == "Stopped by SIGTERM. The same command goes on from here.\n"
 
 
 def test_a_second_signal_stops_at_once():
-    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "60"))
+    process = program(LOOP.replace("MAX_HOURS", "None").replace("SECONDS", "3600"))
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "saved\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    ((_, stderr),) = outputs(process)
     assert process.returncode == 143 and "by Ctrl-C" in stderr
 
 
 def test_the_time_is_up_after_max_hours():
     began = time.monotonic()
     process = program(LOOP.replace("MAX_HOURS", "1 / 3600").replace("SECONDS", "0"))
-    stdout, stderr = process.communicate(timeout=60)
+    ((stdout, stderr),) = outputs(process)
     assert time.monotonic() - began > 1
     assert (process.returncode, stdout) == (143, "begun\nsaved\n")
     assert "Stopped after MAX_HOURS. The same command goes on" in stderr
@@ -109,13 +122,13 @@ def test_the_time_is_up_after_max_hours():
 
 def test_a_signal_outside_of_a_step_raises_at_once():
     text = """
-import time
+import signal
 from runs import processes
 def run():
     processes.stop_on_signals()
     try:
         print("begun", flush=True)
-        time.sleep(60)
+        signal.pause()
     finally:
         print("cleaned", flush=True)
 sys.exit(processes.exit_code(run))
@@ -123,27 +136,19 @@ sys.exit(processes.exit_code(run))
     process = program(text)
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGINT)
-    stdout, _ = process.communicate(timeout=30)
+    ((stdout, _),) = outputs(process)
     assert (process.returncode, stdout) == (143, "cleaned\n")
 
 
 def test_a_program_dies_with_the_one_that_runs_it(here):
     """kill -9 asks nobody: the program would go on to write into the folder of the next run."""
-    body = "import time; from runs import processes; "
-    body += "processes.stop_on_signals(); print('begun', flush=True); time.sleep(60)"
+    body = "import time; from runs import processes; processes.stop_on_signals(); "
+    body += "print('begun', flush=True); time.sleep(600); print('outlives', flush=True)"
     (here / "some.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{body}")
-    parent = program(
-        f"import pathlib; from runs import processes; processes.ROOT = pathlib.Path({str(here)!r})\n" + SOME
-    )
-    assert parent.stdout.readline() == "begun\n"
-    began = time.monotonic()
-    parent.kill()
-    parent.stdout.read()  # to its end: the program held it too
-    assert time.monotonic() - began < 30
-    parent.communicate()
-
-
-SOME = "processes.run_program('some.py', {})"
+    parent = program(RUNS_SOME.format(str(here)))
+    with none_outlives(parent):
+        assert {parent.stdout.readline() for _ in range(2)} == {"waiting\n", "begun\n"}
+    assert parent.communicate()[0] == ""  # to its end: the program held it too
 
 
 ERRORS = {
@@ -168,7 +173,7 @@ def test_an_error_is_one_message_and_its_code(error):
     ours = f"import {library}" if library != "errors" else "from runs import errors"
     text = f"import concurrent.futures.process\n{ours}\nfrom runs import processes\ndef run():\n    raise {error}\n"
     process = program(text + "sys.exit(processes.exit_code(run))")
-    _, stderr = process.communicate(timeout=120)
+    ((_, stderr),) = outputs(process)
     assert process.returncode == code and "Traceback" not in stderr
     assert words in stderr.splitlines()[-1]
 

@@ -204,10 +204,13 @@ def test_the_same_seed_gives_the_same_intervals():
 
 
 def test_a_thousand_resamples_of_a_thousand_subjects_take_seconds():
+    """Far less than a thousand times the figures of one sample."""
     prediction, reference = study(9, 1000)
     start = clock.process_time()
+    evaluate(prediction, reference, dataclasses.replace(MANY, num_resamples=1))
+    of_one = clock.process_time() - start
     figures = evaluate(prediction, reference, MANY)
-    assert clock.process_time() - start < 10
+    assert clock.process_time() - start - of_one < 60 * of_one
     assert all(estimate["low"] <= estimate["value"] <= estimate["high"] for estimate in estimates(figures).values())
 
 
