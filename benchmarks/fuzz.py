@@ -4,6 +4,7 @@
 
 A reader may refuse a mutated file, with InputError. It may accept it, if what it returns is sound: finite numbers, or
 what the file held before. Anything else is a bug: its traceback is printed and its file kept in the folder `--keep`.
+Of the kinds of wrong input in fuzz_kinds.py, it must give the answer that is known to be right.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import logging
 import os
 import sys
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -27,12 +27,12 @@ sys.path.insert(0, str(HERE))
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from fuzz_kinds import Kind, attempt, keep, scan_kinds, table_kinds
 
 from cohort import tables
 from cohort.ids import id_key
 from cohort.volume import preprocess, read_image
 from config import Config, read_config
-from runs.errors import InputError
 from runs.files import read_json, write_json
 from runs.manifest import RECORD, list_files, read_record
 from runs.record import Record
@@ -144,25 +144,9 @@ class Reader:
             outcome = attempt(lambda: self.check(self.read(self.path), self.sound))
             counts[outcome] += 1
             if outcome == "bug":
-                kept.mkdir(parents=True, exist_ok=True)
-                (kept / f"{self.name.replace(' ', '-')}-{case}{self.path.suffix}").write_bytes(changed)
+                keep(kept, f"{self.name}-{case}{self.path.suffix}", changed)
         self.path.write_bytes(self.content)
         return counts
-
-
-def attempt(do: Callable[[], object]) -> str:
-    """The outcome of a call: `accepted`, `refused`, or `bug`, whose traceback is printed."""
-    try:
-        with contextlib.redirect_stderr(None), np.errstate(all="ignore"):
-            do()
-    except InputError:
-        return "refused"
-    except SystemExit as error:
-        return "refused" if error.code == 2 else "accepted"
-    except Exception:  # noqa: BLE001 - any other error is a bug of the reader
-        traceback.print_exc(file=sys.stdout)
-        return "bug"
-    return "accepted"
 
 
 def check_table(table: pd.DataFrame, _: pd.DataFrame | None) -> None:
@@ -343,20 +327,21 @@ def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
 
 
 def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
-    """Run every reader; the cases are shared among them.
+    """Run every reader and every kind of wrong input; the cases are shared among them.
 
     Args:
         cases: number of mutated files and command lines in all.
         seed: of the mutations.
         kept: folder for the files that show a bug.
     Returns:
-        Number of cases by reader and outcome.
+        Number of cases by reader or kind, and outcome.
     """
     logging.disable(logging.WARNING)
     rng = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        readers = [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
+        readers: list[Reader | Kind] = [*table_kinds(folder), *scan_kinds(folder)]
+        readers += [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
         readers += [record_reader(folder), weights_reader(folder), state_reader(folder)]
         share = -(-cases // (len(readers) + 1))
         outcomes = {reader.name: reader.run(share, rng, kept) for reader in readers}

@@ -14,8 +14,8 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent.parent
 SMALL = (
     "--SIM_SUBJECTS=24 --TEST_RATIO=0.25 --VAL_TRAIN_RATIO=0.25 --TARGET_SHAPE=16,16,16 --WIDTH=4 --EPOCHS=2 "
-    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 --EXPLAIN_COHORT=3 "
-    "--NUM_WORKERS=1"
+    "--NUM_SEEDS=2 --TLSTM_EPOCHS=5 --NUM_RESAMPLES=100 --SHAP_BACKGROUND_SIZE=4 --SHAP_NSAMPLES=8 "
+    "--EXPLAIN=highest,lowest --EXPLAIN_COHORT=3 --NUM_WORKERS=1"
 ).split()
 RESULTS = (
     "cnn/best.weights.h5 features/train.parquet features/val.parquet features/test.parquet tlstm/model.pt "

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from runs.files import ROOT, read_json
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import fuzz
+import fuzz_kinds
 
 HEADER = "subjectid,imageid,visit_time,time,convert_status,age\n"
 UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -23,8 +25,31 @@ WITH_FILES = settings(max_examples=100, deadline=None, suppress_health_check=UNH
 def test_no_reader_raises_anything_but_its_own_error(tmp_path, capsys):
     outcomes = fuzz.run(400, seed=1, kept=tmp_path / "bugs")
     assert all(counts["bug"] == 0 for counts in outcomes.values()), capsys.readouterr().out
-    assert len(outcomes) == 13 and all(counts["refused"] for counts in outcomes.values())
+    assert len(outcomes) == 22 and all(counts["refused"] for counts in outcomes.values())
     assert outcomes["NIfTI"]["accepted"] and outcomes["feature table"]["accepted"]
+
+
+def refuse(path):
+    raise InputError("row 2: time: expected a number")
+
+
+@pytest.mark.parametrize(
+    ("case", "outcome", "words"),
+    [
+        (fuzz_kinds.Case(b"", lambda _: np.ones(3), "row 2"), "bug", "accepted in silence, expected 'row 2'"),
+        (fuzz_kinds.Case(b"", lambda _: np.ones(3), expected=np.zeros(3)), "bug", "Not equal to tolerance"),
+        (fuzz_kinds.Case(b"", lambda _: np.ones(3), "row 2", np.ones(3)), "accepted", ""),
+        (fuzz_kinds.Case(b"", refuse, "row 3"), "bug", "refused for another reason than 'row 3': row 2"),
+        (fuzz_kinds.Case(b"", refuse, expected=np.ones(3)), "bug", "a sound file is refused: row 2"),
+        (fuzz_kinds.Case(b"", refuse, "row 2", np.ones(3)), "refused", ""),
+        (fuzz_kinds.Case(b"", lambda _: [][0], "row 2"), "bug", "IndexError"),
+    ],
+)
+def test_whatever_is_not_the_right_answer_is_a_bug(tmp_path, capsys, case, outcome, words):
+    kind = fuzz_kinds.Kind("of one case", tmp_path / "t.csv", lambda rng: case)
+    assert kind.run(2, np.random.default_rng(0), tmp_path / "bugs") == {outcome: 2}
+    assert words in capsys.readouterr().out
+    assert len(list(tmp_path.glob("bugs/of-one-case-*.csv"))) == 2 * (outcome == "bug")
 
 
 @given(rows=st.lists(st.lists(st.text(max_size=8) | st.floats().map(str), min_size=6, max_size=6), max_size=5))

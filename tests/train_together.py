@@ -35,9 +35,9 @@ def run(distribute, folder, own_signal="", step="0"):
     volumes.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     parts = {"train": part_of(volumes, 20, rng)[1], "val": part_of(volumes, 12, rng, "v")[1]}
-    chosen = options(epochs=3, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
+    chosen = options(epochs=2, risk_set=8, batch_size=4, ema=0.9, augment_shift=0.5, patience=3)
     with workers.strategy.scope():
-        model = build_model(SHAPE, width=4, norm="group", dropout=0.3, precision="float64", seed=1)
+        model = build_model(SHAPE, width=2, norm="group", dropout=0.3, precision="float64", seed=1)
     taken = watch(own_signal, int(step))
     loop.train(model, parts, chosen, folder / distribute, workers=workers, save_seconds=0.0)
     if workers.is_first:

@@ -139,29 +139,30 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from training.devices import join_training
-second_is_done, *dies = sys.argv[1:]
 workers = join_training("multi_worker")
-with workers.report_lost_worker():
-    workers.broadcast(b"the last message")
-    while workers.is_first and not Path(second_is_done).exists():
-        time.sleep(0.1)
-    time.sleep(2 if workers.is_first else 0)  # in which the second one waits for the first
-    print("done", time.monotonic(), file=sys.stderr)
-    if not workers.is_first:
-        Path(second_is_done).touch()
-    elif dies:
-        os._exit(0)
-print("left", time.monotonic(), file=sys.stderr)
+for dies in (False, True):
+    second_is_done = Path(sys.argv[1], str(dies))
+    with workers.report_lost_worker():
+        workers.broadcast(b"the last message")
+        while workers.is_first and not second_is_done.exists():
+            time.sleep(0.1)
+        time.sleep(2 if workers.is_first else 0)  # in which the second one waits for the first
+        print(f"done {{dies}}", time.monotonic(), file=sys.stderr)
+        if not workers.is_first:
+            second_is_done.touch()
+        elif dies:
+            os._exit(0)
+    print(f"left {{dies}}", time.monotonic(), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_workers_leave_together_and_none_fails_by_it(tmp_path, dies):
+def test_workers_leave_together_and_none_fails_by_it(tmp_path):
     """Once the last message is told, neither a slow worker nor one that is gone is an error of another."""
-    running = start_programs(LEAVES, tmp_path / "done", *["dies"] * dies)
-    first, second = (dict(re.findall(r"^(done|left) (.+)", words, re.M)) for words in finish(*running))
-    assert float(second["left"]) > float(first["done"]) > float(second["done"])
-    assert ("left" in first) != dies
+    running = start_programs(LEAVES, tmp_path)
+    first, second = (dict(re.findall(r"^((?:done|left) \w+) (.+)", words, re.M)) for words in finish(*running))
+    for dies in ("False", "True"):
+        assert float(second[f"left {dies}"]) > float(first[f"done {dies}"]) > float(second[f"done {dies}"])
+    assert "left False" in first and "left True" not in first
 
 
 PREDICTS = f"""
