@@ -10,6 +10,14 @@ import pytest
 from cohort import simulate
 
 
+def pytest_collection_modifyitems(items):
+    """Give the tests that share what a module's fixture has made to one worker of xdist, which makes it once."""
+    for item in items:
+        fixtures = [fixture for same_name in item._fixtureinfo.name2fixturedefs.values() for fixture in same_name]
+        if any(fixture.scope == "module" for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
