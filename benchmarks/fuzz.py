@@ -192,17 +192,18 @@ def table_readers(folder: Path) -> list[Reader]:
     table = pd.DataFrame(rows, columns=[*tables.ON_DISK.values(), "age"])
     for name in table["imageid"]:
         (folder / f"{name}.nii.gz").touch()
+    cohort, csv, parquet = folder / "cohort.csv", folder / "features.csv", folder / "features.parquet"
+    table.assign(volume=rng.normal(size=len(table))).to_csv(cohort, index=False)
     for number in range(4):
         table[f"feature_{number + 1}"] = rng.normal(size=len(table))
-    table.to_csv(folder / "table.csv", index=False)
-    table.to_parquet(folder / "table.parquet", index=False, write_page_checksum=True)
-    csv, parquet = folder / "table.csv", folder / "table.parquet"
+    table.to_csv(csv, index=False)
+    table.to_parquet(parquet, index=False, write_page_checksum=True)
     read_cohort, read_scans = (partial(read, mri_folder=folder) for read in (tables.read_cohort, tables.read_scans))
     return [
-        Reader("cohort table", csv, read_cohort, check_table, mutate_cells),
+        Reader("cohort table", cohort, read_cohort, check_table, mutate_cells),
         Reader("feature table", csv, tables.read_features, check_table, mutate_cells),
         Reader("feature table, Parquet", parquet, tables.read_features, check_table),
-        Reader("table to predict", csv, read_scans, check_table, mutate_cells),
+        Reader("table to predict", cohort, read_scans, check_table, mutate_cells),
     ]
 
 
@@ -256,7 +257,7 @@ def model_readers(folder: Path) -> list[Reader]:
     """Stage 2 as it is saved, its weights and its JSON file; what it predicts is log-hazards, (N,)."""
     import tlstm
 
-    table = tables.read_features(folder / "table.csv")
+    table = tables.read_features(folder / "features.csv")
     columns = tables.feature_columns(table)
     validation = np.arange(8) % 4 < 2  # by subject
     settings = tlstm.Settings.of(Config(NUM_SEEDS=1, TLSTM_EPOCHS=2, HIDDEN=4, COMPONENTS=(0,)))
