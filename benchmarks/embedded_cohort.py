@@ -41,9 +41,9 @@ def run(seed: int, settings: list[str]) -> Path:
 def measure(folder: Path) -> dict:
     """C of the test part by model, and how well stage 1's risk follows the atrophy and its slope."""
     metrics = json.loads((folder / "metrics.json").read_text())
-    found = {"cnn": metrics["cnn"]["test"], "tlstm": metrics["tlstm"]["test"]}
-    found |= {name: model["test"] for name, model in metrics["baselines"].items()}
-    estimates = {name: model["c_index"] for name, model in found.items()}
+    figures = {"cnn": metrics["cnn"]["test"], "tlstm": metrics["tlstm"]["test"]}
+    figures |= {name: model["test"] for name, model in metrics["baselines"].items()}
+    estimates = {name: model["c_index"] for name, model in figures.items()}
     estimates |= {f"oracle_{name}": estimate for name, estimate in metrics["oracle"].items()}
     row = {name: round(estimate["value"], 4) for name, estimate in estimates.items()}
     row |= {f"ci_{name}": [round(e["low"], 3), round(e["high"], 3)] for name, e in estimates.items()}

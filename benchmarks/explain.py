@@ -78,6 +78,7 @@ def load_run(folder: Path) -> Run:
     drawn = train.sample(2 * NUM_BACKGROUND, random_state=0)
 
     def load(image_ids: Iterable[str]) -> np.ndarray:
+        """Volumes (N, X, Y, Z, 1) of these scans."""
         paths = [truth.parent / "mri" / f"{name}.nii.gz" for name in image_ids]
         return np.stack([preprocess(nib.load(path), shape) for path in paths])[..., None]
 
@@ -107,6 +108,7 @@ def bench_shap(model: keras.Model, volumes: np.ndarray, background: np.ndarray) 
     background = background[:NUM_BACKGROUND]
 
     def maps(engine: Callable[..., Attribution], num_gradients: int, seed: int = 0) -> list[np.ndarray]:
+        """A map of each volume, (N,) of the volumes' shape."""
         settings = {"num_gradients": num_gradients, "seed": seed}
         return [engine(model, volume, background, **settings).map for volume in volumes]
 
@@ -118,6 +120,7 @@ def bench_shap(model: keras.Model, volumes: np.ndarray, background: np.ndarray) 
     exact = maps(expected_gradients, EXACT_GRADIENTS, seed=99)
 
     def error(engine: Callable[..., Attribution], num_gradients: int) -> float:
+        """Mean distance from the exact maps, a share of their norm."""
         pairs = zip(maps(engine, num_gradients), exact, strict=True)
         return float(np.mean([np.linalg.norm(values - best) / np.linalg.norm(best) for values, best in pairs]))
 

@@ -127,13 +127,13 @@ class Reader:
         self.content = path.read_bytes()
         self.sound = read(path)
 
-    def run(self, cases: int, rng: np.random.Generator, kept: Path) -> Counter:
+    def run(self, cases: int, rng: np.random.Generator, bug_folder: Path) -> Counter:
         """Read mutations of the file.
 
         Args:
             cases: number of mutations.
             rng: draws them.
-            kept: folder for the files that show a bug.
+            bug_folder: for the files that show a bug.
         Returns:
             Number of cases by outcome.
         """
@@ -144,7 +144,7 @@ class Reader:
             outcome = attempt(lambda: self.check(self.read(self.path), self.sound))
             counts[outcome] += 1
             if outcome == "bug":
-                keep(kept, f"{self.name}-{case}{self.path.suffix}", changed)
+                keep(bug_folder, f"{self.name}-{case}{self.path.suffix}", changed)
         self.path.write_bytes(self.content)
         return counts
 
@@ -217,9 +217,11 @@ def volume_readers(folder: Path) -> list[Reader]:
     (folder / "scan.nii.gz").write_bytes(gzip.compress(content))
 
     def read(path: Path) -> np.ndarray:
+        """What the network sees, (16, 16, 16)."""
         return preprocess(read_image(path, 2**20), SHAPE)
 
     def repacked(packed: bytes, rng: np.random.Generator) -> bytes:
+        """Mutate the packed bytes, or those that they unpack to."""
         return gzip.compress(mutate(gzip.decompress(packed), rng), 1) if rng.random() < 0.5 else mutate(packed, rng)
 
     return [
@@ -244,6 +246,7 @@ def record_reader(folder: Path) -> Reader:
     write_json(path, {"settings": {"SEED": 0}, "machine": machine, "stages": stages, "seed": 0})
 
     def read(path: Path) -> dict:
+        """The record, and what the next run makes of it."""
         run = path.parent
         content = read_record(run)
         record = Record(run, read_config([f"--OUTPUT_DIR={run}"]).model_dump(mode="json"), inputs="input")
@@ -265,6 +268,7 @@ def model_readers(folder: Path) -> list[Reader]:
     tlstm.save(predictor, folder / "tlstm")
 
     def read(_: Path) -> np.ndarray:
+        """Log-hazards, (N,), by what is saved now."""
         return tlstm.load(folder / "tlstm").predict(table, years=[1.0, 2.0])["log_hazard"].to_numpy()
 
     return [Reader(f"saved {name}", folder / "tlstm" / name, read, check_same) for name in ("model.json", "model.pt")]
@@ -279,6 +283,7 @@ def weights_reader(folder: Path) -> Reader:
     save_weights(network, path)
 
     def read(path: Path) -> list[np.ndarray]:
+        """The weights that were loaded."""
         load_weights(network, path)
         return network.get_weights()
 
@@ -303,6 +308,7 @@ def state_reader(folder: Path) -> Reader:
     training.save()
 
     def read(path: Path) -> list[np.ndarray]:
+        """The variables that were loaded."""
         training.checkpoint.load(path.read_bytes())
         return [variable.numpy() for variable in training.steps.variables()]
 
@@ -327,13 +333,13 @@ def fuzz_settings(cases: int, rng: np.random.Generator) -> Counter:
     return counts
 
 
-def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
+def run(cases: int, seed: int, bug_folder: Path) -> dict[str, Counter]:
     """Run every reader and every kind of wrong input; the cases are shared among them.
 
     Args:
         cases: number of mutated files and command lines in all.
         seed: of the mutations.
-        kept: folder for the files that show a bug.
+        bug_folder: for the files that show a bug.
     Returns:
         Number of cases by reader or kind, and outcome.
     """
@@ -345,7 +351,7 @@ def run(cases: int, seed: int, kept: Path) -> dict[str, Counter]:
         readers += [*table_readers(folder), *volume_readers(folder), json_reader(folder), *model_readers(folder)]
         readers += [record_reader(folder), weights_reader(folder), state_reader(folder)]
         share = -(-cases // (len(readers) + 1))
-        outcomes = {reader.name: reader.run(share, rng, kept) for reader in readers}
+        outcomes = {reader.name: reader.run(share, rng, bug_folder) for reader in readers}
     logging.disable(logging.NOTSET)
     return outcomes | {"settings": fuzz_settings(share, rng)}
 

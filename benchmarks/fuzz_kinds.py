@@ -82,13 +82,13 @@ class Kind:
     def __init__(self, name: str, path: Path, make: Callable[[np.random.Generator], Case]):
         self.name, self.path, self.make = name, path, make
 
-    def run(self, cases: int, rng: np.random.Generator, kept: Path) -> Counter:
+    def run(self, cases: int, rng: np.random.Generator, bug_folder: Path) -> Counter:
         """Read cases of the kind.
 
         Args:
             cases: number of cases.
             rng: draws them.
-            kept: folder for the files that show a bug.
+            bug_folder: for the files that show a bug.
         Returns:
             Number of cases by outcome.
         """
@@ -99,7 +99,7 @@ class Kind:
             outcome = attempt(partial(judge, case, self.path))
             counts[outcome] += 1
             if outcome == "bug":
-                keep(kept, f"{self.name}-{number}{self.path.suffix}", case.content)
+                keep(bug_folder, f"{self.name}-{number}{self.path.suffix}", case.content)
         return counts
 
 

@@ -27,6 +27,7 @@ def graded(function):
 
     @tf.function
     def both(risk, *rest):
+        """The loss and its gradient by `risk`, (N,)."""
         with tf.GradientTape() as tape:
             tape.watch(risk)
             value = function(risk, *rest)
@@ -50,14 +51,14 @@ def bench_cox() -> None:
     warnings.simplefilter("ignore")  # torchsurv says at each call that there are ties
     risk, time, event = make_rows(ROWS, whole=True)
     tensors = tf.constant(risk), tf.constant(time), tf.constant(event)
-    theirs = torch.tensor(risk, requires_grad=True), torch.tensor(event), torch.tensor(time)
+    peer_rows = torch.tensor(risk, requires_grad=True), torch.tensor(event), torch.tensor(time)
     for ties in ("efron", "breslow"):
         ours = graded(lambda *rows, ties=ties: loss.cox_loss(*rows, ties=ties))
         name = f"Cox loss and gradient, {ties}, n = {ROWS:,}"
         compare(
             name,
             lambda ours=ours: ours(*tensors),
-            lambda ties=ties: neg_partial_log_likelihood(*theirs, ties_method=ties).backward(),
+            lambda ties=ties: neg_partial_log_likelihood(*peer_rows, ties_method=ties).backward(),
             "torchsurv",
             "<= 1",
             repeats=3,
@@ -71,6 +72,7 @@ def bench_ranking() -> None:
     ours = graded(loss.ranking_loss)
 
     def loops():
+        """The definition: pair by pair."""
         worse = [
             np.logaddexp(0, risk[time > time[i]] - risk[i]) for i in range(PAIRED) if event[i] and time[i] < time.max()
         ]
@@ -78,11 +80,12 @@ def bench_ranking() -> None:
 
     apart = abs(float(ours(*tensors)[0]) - loops())
     report(f"ranking loss, n = {PAIRED:,}: difference from its definition", apart, "<= 1e-5")
-    theirs, years, seen = torch.tensor(risk, requires_grad=True), torch.tensor(time), torch.tensor(event)
+    risks, years, seen = torch.tensor(risk, requires_grad=True), torch.tensor(time), torch.tensor(event)
 
     def pairs():
+        """PyTorch's loss over the list of comparable pairs, and its gradient."""
         first, second = torch.nonzero(seen[:, None] & (years[:, None] < years[None, :]), as_tuple=True)
-        torch.nn.functional.softplus(theirs[second] - theirs[first]).mean().backward()
+        torch.nn.functional.softplus(risks[second] - risks[first]).mean().backward()
 
     name = f"ranking loss and gradient, n = {PAIRED:,}"
     compare(name, lambda: ours(*tensors), pairs, "PyTorch, the comparable pairs listed", "<= 1")

@@ -93,10 +93,10 @@ class Step:
 
     def gradient(self) -> np.ndarray:
         """What `run` would apply."""
-        found: list[np.ndarray] = []
-        self.steps.apply = lambda: found.extend(total.read_value().numpy().ravel() for total in self.steps.gradients)
+        totals: list[np.ndarray] = []
+        self.steps.apply = lambda: totals.extend(total.read_value().numpy().ravel() for total in self.steps.gradients)
         self.run()
-        return np.concatenate(found)
+        return np.concatenate(totals)
 
     def one_tape(self) -> np.ndarray:
         """The same micro-batches, all on one tape: as exact as can be, and as large as the risk set."""
@@ -106,15 +106,16 @@ class Step:
 
         @tf.function  # as the cached passes: TensorFlow's optimiser of graphs splits ties of the pooling otherwise
         def gradient() -> list[tf.Tensor]:
+            """The gradient by each weight."""
             with tf.GradientTape() as tape:
                 risks = []
                 for volumes, rows in zip(batches, split, strict=True):
                     with steps._scope(first, rows):
                         risks.append(steps._log_hazard(volumes, first, rows))
                 loss = steps.loss(tf.concat(risks, 0), steps.outcome)
-            return [tf.convert_to_tensor(found) for found in tape.gradient(loss, steps.weights)]
+            return [tf.convert_to_tensor(part) for part in tape.gradient(loss, steps.weights)]
 
-        return np.concatenate([found.numpy().ravel() for found in gradient()])
+        return np.concatenate([part.numpy().ravel() for part in gradient()])
 
 
 def bench_exactness() -> None:
@@ -122,22 +123,22 @@ def bench_exactness() -> None:
     shape = (16, 16, 16)
     with tempfile.TemporaryDirectory() as folder:
         part = make_part(Path(folder), 64, 1, shape)
-        how: dict[str, Any] = {"width": 4, "precision": "float64"}
-        full = Step(part, shape, batch_size=64, norm="group", **how).gradient()
+        settings: dict[str, Any] = {"width": 4, "precision": "float64"}
+        full = Step(part, shape, batch_size=64, norm="group", **settings).gradient()
         for size in (1, 4, 16):
-            cached = Step(part, shape, batch_size=size, norm="group", **how).gradient()
+            cached = Step(part, shape, batch_size=size, norm="group", **settings).gradient()
             name = f"gradient of RISK_SET=64 in micro-batches of {size}, against the full batch, group normalisation"
             report(name, relative(cached, full), "<= 1e-9", unit="relative difference")
         for size in (4, 16):
-            how |= {"norm": "batch", "dropout": 0.3, "batch_size": size}
-            cached, tape = Step(part, shape, **how).gradient(), Step(part, shape, **how).one_tape()
+            settings |= {"norm": "batch", "dropout": 0.3, "batch_size": size}
+            cached, tape = Step(part, shape, **settings).gradient(), Step(part, shape, **settings).one_tape()
             name = f"gradient of RISK_SET=64 in micro-batches of {size}, against one tape, batch normalisation, dropout"
             report(name, relative(cached, tape), "<= 1e-9", unit="relative difference")
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
+def relative(gradient: np.ndarray, expected: np.ndarray) -> float:
     """Norm of the difference over the norm."""
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    return float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
 
 
 def bench_devices() -> None:
@@ -146,15 +147,15 @@ def bench_devices() -> None:
     tasks = [{"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}} for index in range(2)]
     with tempfile.TemporaryDirectory() as folder:
         for norm in ("group", "batch"):
-            one, two = gradients([("none", {}), ("mirrored", {})], Path(folder), norm)
+            by_one, by_two = gradients([("none", {}), ("mirrored", {})], Path(folder), norm)
             workers = gradients(
                 [("multi_worker", {"TF_CONFIG": json.dumps(task)}) for task in tasks], Path(folder), norm
             )
             name = f"gradient of RISK_SET=24 in micro-batches of 4, {norm} normalisation, dropout: against one device's"
-            report(f"{name}, 2 devices", relative(two, one), "<= 1e-9", unit="relative difference")
-            for index, found in enumerate(workers):
+            report(f"{name}, 2 devices", relative(by_two, by_one), "<= 1e-9", unit="relative difference")
+            for index, by_worker in enumerate(workers):
                 words = f"{name}, process {index} of 2"
-                report(words, relative(found, one), "<= 1e-9", unit="relative difference")
+                report(words, relative(by_worker, by_one), "<= 1e-9", unit="relative difference")
 
 
 def gradients(ways: list[tuple[str, dict[str, str]]], folder: Path, norm: str) -> list[np.ndarray]:
@@ -182,8 +183,8 @@ def write_gradient(distribute: Any, path: str, norm: str) -> None:
     workers = join_training(distribute)
     with tempfile.TemporaryDirectory() as folder:
         part = make_part(Path(folder), 24, 1, shape)
-        how: dict[str, Any] = {"precision": "float64", "norm": norm, "dropout": 0.3, "workers": workers}
-        np.save(path, Step(part, shape, batch_size=4, width=4, **how).gradient())
+        settings: dict[str, Any] = {"precision": "float64", "norm": norm, "dropout": 0.3, "workers": workers}
+        np.save(path, Step(part, shape, batch_size=4, width=4, **settings).gradient())
 
 
 def bench_large_risk_set() -> None:
@@ -238,6 +239,7 @@ def bench_step() -> None:
     volumes, rows = tf.constant(values), tf.range(batch)
 
     def ours() -> None:
+        """A step of ours over the batch."""
         steps.one_pass((volumes, rows), tf.constant(0), rows)
         steps.apply()
 
@@ -246,7 +248,8 @@ def bench_step() -> None:
     scans = torch.tensor(values.transpose(0, 4, 1, 2, 3).copy())
     seen = torch.tensor(events)
 
-    def theirs() -> None:
+    def monai_step() -> None:
+        """A step of MONAI's network over the same batch."""
         optimizer.zero_grad()
         risk = peer(scans)[:, 0]
         at_risk = torch.logcumsumexp(risk.flip(0), 0).flip(0)  # the scans are sorted by time
@@ -254,7 +257,7 @@ def bench_step() -> None:
         optimizer.step()
 
     left, right = (rng.normal(size=(2048, 2048)).astype(np.float32) for _ in range(2))
-    mine, monai, sgemm = alternate([ours, theirs, lambda: left @ right], repeats=3)
+    mine, monai, sgemm = alternate([ours, monai_step, lambda: left @ right], repeats=3)
     name = f"train step, width 64, 64x64x64, batch {batch}"
     report(name, mine, "<= 0.75", peer=monai, peer_name="MONAI resnet18, Adam", unit="CPU s")
     rate, best = batch * 6 * multiply_adds(model) / mine / 1e9, 2 * 2048**3 / sgemm / 1e9
@@ -276,14 +279,16 @@ def bench_epoch() -> None:
         training = loop.Training(build_model(shape, width=16), parts, default, Path(folder), Workers(), 1e9)
         training.callbacks = keras.callbacks.CallbackList(model=training.model)
         sets = draw_risk_sets(part, default.risk_set, np.random.default_rng([0, 0]))
-        held = [tf.constant(load_volumes([part.entries[row] for row in rows])) for rows in sets]
+        in_memory = [tf.constant(load_volumes([part.entries[row] for row in rows])) for rows in sets]
 
         def epoch() -> None:
+            """An epoch from the volumes on the disk."""
             training.position = Position()
             training.run_epoch(0)
 
         def bare() -> None:
-            for chosen, volumes in zip(sets, held, strict=True):
+            """The same steps on volumes in memory."""
+            for chosen, volumes in zip(sets, in_memory, strict=True):
                 rows = tf.constant(chosen, tf.int32)
                 training.steps.one_pass((volumes, rows), tf.constant(0), rows)
                 training.steps.apply()

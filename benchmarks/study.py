@@ -113,7 +113,7 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
     change = moving.last() - moving.first()
     both = baselines.predict_cox_models(scored, np.array([1.0]))["cox_last_slope"]["test"]
     last = tables.last_visits(scored["test"])
-    found = {
+    figures = {
         "c": concordance(last["log_hazard"].to_numpy(), tables.time_left(last), last["event"].to_numpy()),
         "c_last_slope": concordance(*(both[name].to_numpy() for name in ("log_hazard", "time", "event"))),
         "risk_and_atrophy": known["log_hazard"].corr(known["atrophy"]),
@@ -123,7 +123,7 @@ def measure(effect: float, shape: tuple[int, int, int], norm: str, options: Opti
         "lowest": watched[1:].min() if len(watched) > 1 else watched[0],
         "cpu_s": seconds,
     }
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(float(value), 4) for name, value in figures.items()}
 
 
 def _cohort(effect: float, shape: tuple[int, int, int], seed: int) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:

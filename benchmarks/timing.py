@@ -28,8 +28,8 @@ def report(
 
 def compare(name: str, ours: Callable, peer: Callable, peer_name: str, goal: str, repeats: int = 7) -> None:
     """Medians of the process's CPU seconds, the two sides in turn, after one run of each to warm up."""
-    mine, theirs = alternate([ours, peer], repeats)
-    report(name, mine, goal, peer=theirs, peer_name=peer_name, unit="CPU s")
+    mine, others = alternate([ours, peer], repeats)
+    report(name, mine, goal, peer=others, peer_name=peer_name, unit="CPU s")
 
 
 def alternate(sides: list[Callable], repeats: int) -> list[float]:
@@ -54,4 +54,5 @@ def in_own_process(script: str, *arguments: str) -> list[float]:
 
 
 def _short(value: float | None) -> float | None:
+    """A number with three digits."""
     return None if value is None else float(f"{value:.3g}")

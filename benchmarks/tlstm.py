@@ -43,14 +43,17 @@ def recurrence(subjects: int, fewest: int, most: int, num_inputs: int, hidden: i
     lstm = torch.nn.LSTM(num_inputs, hidden, batch_first=True)
 
     def ours() -> None:
+        """Forward and backward through the T-LSTM."""
         network.zero_grad()
         network.states(packed.data, years, sizes).sum().backward()
 
     def peer_padded() -> None:
+        """Through PyTorch's LSTM, short histories padded."""
         lstm.zero_grad()
         lstm(padded)[0].sum().backward()
 
     def peer_packed() -> None:
+        """Through PyTorch's LSTM, histories packed."""
         lstm.zero_grad()
         lstm(packed)[0].data.sum().backward()
 
