@@ -10,6 +10,7 @@ import pytest
 from cohort import simulate
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
 def pytest_collection_modifyitems(items):
     """Give the tests that share what a module's fixture has made to one worker of xdist, which makes it once."""
     for item in items:
