@@ -1,5 +1,10 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import json
 import logging
 import sys

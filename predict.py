@@ -6,6 +6,11 @@ The run's record gives every setting that a prediction depends on, so new scans 
 those of the run were. The settings of FOR_THIS_PREDICTION alone may differ: where things lie, and what computes.
 """
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import logging
 import sys
 from functools import partial

@@ -12,6 +12,11 @@ whose networks are trained side by side. `sizes` (V,) counts the subjects that h
 subjects are one slice of M.
 """
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import copy
 import dataclasses
 import hashlib
@@ -588,8 +593,7 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
 
 def _merge_metrics(config: Config, figures: dict[str, Any]) -> None:
     """Add these figures to metrics.json, or replace those of the same names."""
-    path = config.OUTPUT_DIR / "metrics.json"
-    write_json(path, read_json(path) | figures)
+    write_json(path := config.OUTPUT_DIR / "metrics.json", read_json(path) | figures)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import tensorflow as tf
 from callbacks import BestWeights, History, LearningRate, Progress, ValidationConcordance
 from loss import Outcome
 from runs.errors import InputError
-from runs.processes import finishing_step, stop_requested
+from runs.signals import finishing_step, stop_requested
 from training.checkpoint import Checkpoint, Position
 from training.devices import Workers
 from training.features import make_predict
