@@ -77,7 +77,7 @@ class Record:
         stage = STAGES[name]
         needs: dict[str, Any] = {setting: self.settings[setting] for setting in stage.settings}
         needs |= {setting: content for setting, content in self.contents.items() if setting in stage.settings}
-        needs |= {f"{LEFT_BY} {other}": self._left_by(other) for other in stage.needs}
+        needs |= {f"{LEFT_BY} {other}": hash_results(self.stages, other) for other in stage.needs}
         return needs | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
 
     def is_done(self, name: StageName) -> bool:
@@ -200,16 +200,6 @@ class Record:
         """Whether a path in the run's folder leads out of it, by a link."""
         return not path.resolve().is_relative_to(self.folder.resolve())
 
-    def _left_by(self, name: StageName) -> str | None:
-        """A hash of what a stage has left for others; None if it is not done."""
-        files = self.stages[name].get("files", {}) if name in self.stages else {}
-        results = [
-            f"{path} {files[path]['sha256']}"
-            for path in sorted(files)
-            if any(Path(path).is_relative_to(result) for result in STAGES[name].results)
-        ]
-        return fingerprint(*results) if results else None
-
     def _changed_needs(self, name: StageName) -> list[str]:
         if name not in self.stages:
             return []
@@ -229,6 +219,24 @@ class Record:
 
     def _damage(self, name: StageName) -> dict[str, str]:
         return find_damage(self.folder, self.stages[name].get("files", {})) if name in self.stages else {}
+
+
+def hash_results(stages: Mapping[str, StageRecord], name: StageName) -> str | None:
+    """A hash of the files that a stage has left for others.
+
+    Args:
+        stages: of a record.
+        name: of the stage.
+    Returns:
+        32 hexadecimal digits; None if there are no such files.
+    """
+    files = stages[name].get("files", {}) if name in stages else {}
+    results = [
+        f"{path} {files[path]['sha256']}"
+        for path in sorted(files)
+        if any(Path(path).is_relative_to(result) for result in STAGES[name].results)
+    ]
+    return fingerprint(*results) if results else None
 
 
 def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:
