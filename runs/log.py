@@ -8,7 +8,9 @@ own times.
 import logging
 import os
 import sys
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,6 +40,24 @@ def log_to(path: Path) -> None:
     _replace_handlers(_Terminal(), file)
     for record in held:
         file.handle(record)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within this, Python's warnings go into a list: for a process whose screen and log are not the run's.
+
+    Yields:
+        The list, filled on leaving; a warning that is meant for developers is left out, and each stands there once.
+    """
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lines
+    lines += dict.fromkeys(
+        f"{warning.category.__name__}: {warning.message}"
+        for warning in caught
+        if f"{warning.category.__name__}: " not in FOR_DEVELOPERS
+    )
 
 
 def write_to_file(message: str, level: int) -> None:
