@@ -79,7 +79,7 @@ STAGES: dict[StageName, Stage] = {
             makes=("explain", "explained_cohort"),
             settings=(
                 *("EXPLAIN", "EXPLAIN_COHORT", "SAMPLE_INDEX", "SHAP_ENGINE", "SHAP_BACKGROUND_SIZE"),
-                *("SHAP_NSAMPLES", "GRAD_CAM_LAYER", "HIRES_CAM_LAYER", "ATLAS"),
+                *("SHAP_NSAMPLES", "SHAPLEY_BACKGROUND", "GRAD_CAM_LAYER", "HIRES_CAM_LAYER", "ATLAS"),
             ),
             removes=("explain", "explained_cohort"),
         ),
