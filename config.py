@@ -223,6 +223,9 @@ class Config(BaseSettings):
     """Training scans against which SHAP explains; the map's largest noise is in who they are (paper: 10)."""
     SHAP_NSAMPLES: Count = 128
     """Gradients per explained scan; more is more exact."""
+    SHAPLEY_BACKGROUND: Annotated[int, Field(ge=0)] = 0
+    """Scans of that background for the regions' Shapley values, the column `shapley` of regions.csv; each takes two
+    passes of the network a region. 0: no such values."""
     GRAD_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage4"
     """The stage that Grad-CAM looks at; a later one knows more and sees more coarsely (paper: the last)."""
     HIRES_CAM_LAYER: Literal["stage1", "stage2", "stage3", "stage4"] = "stage2"

@@ -4,8 +4,6 @@
 preprocess never need it.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,18 +21,17 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from cohort import simulate, tables
-from cohort.extent import Extent, compare_extents, find_background, measure_extent, median_extent
-from cohort.grid import Grid, check_grid, commonest_grid, grid_of, read_grid
-from cohort.scans import EXAMPLES, MAX_VOXELS, found_instead, name_alike, open_scan
+from cohort.entries import CACHED, Preprocessing, Stored, find_entry, is_usable, open_entry, store_entry, try_scan
+from cohort.extent import Extent, compare_extents, median_extent
+from cohort.grid import Grid, commonest_grid, grid_of, read_grid
+from cohort.measured import MeasuredVolumes, name_identical
+from cohort.scans import EXAMPLES, found_instead, name_alike
 from cohort.splits import PARTS, split_subjects
-from cohort.volume import image_of, preprocess
 from config import Config
 from runs.cluster import workers
 from runs.errors import InputError, raise_if_any
-from runs.files import fingerprint, remove_temporaries, written_whole
+from runs.files import fingerprint, remove_temporaries
 
-VERSION = 3  # of the preprocessing; a change makes every cache entry anew
-CACHED = np.float16  # of z-scores: an error of 0.002 at most below 4
 MEND_SCANS = "Mend these files, or drop their rows from the table."
 IDLE = 10  # seconds after which a process that preprocessed ends: it would hold its 140 MB for five minutes
 
@@ -54,18 +51,22 @@ class Cohort:
     def naming_lost_volumes(self) -> Iterator[None]:
         """Within this, an error that comes from volumes which the cache has lost meanwhile names their scans.
 
+        What is left of them is removed, so that the next run makes them anew.
+
         Raises:
-            OSError: that happened.
+            OSError: volumes are gone, cut short, or hold numbers that are not finite.
         """
         try:
             yield
         except Exception as error:
             scans, shape = pd.concat(self.parts[name] for name in PARTS), self.cache.grid.shape
-            lost = [scan for scan, entry in scans[["scan", "cache_entry"]].to_numpy() if not is_whole(entry, shape)]
-            if not lost:
+            lost = scans[[not is_usable(entry, shape) for entry in scans["cache_entry"]]]
+            if lost.empty:
                 raise
-            folder = Path(scans["cache_entry"].iloc[0]).parent
-            raise OSError(f"{folder}: the volumes of {', '.join(lost)} can't be read any more") from error
+            for entry in map(Path, lost["cache_entry"]):
+                entry.unlink(missing_ok=True)
+            folder = Path(lost["cache_entry"].iloc[0]).parent
+            raise OSError(f"{folder}: the volumes of {', '.join(lost['scan'])} can't be used any more") from error
 
     def fingerprint(self) -> str:
         """A hash of the tables and the volumes, wherever they lie."""
@@ -122,6 +123,11 @@ def load_cohort(config: Config) -> Cohort:
             folder=cache_folder(config),
             jobs=config.NUM_WORKERS,
             scheduler=config.SCHEDULER,
+        )
+    if cache.num_different == 1:
+        raise InputError(
+            f"All {len(whole)} scans hold the same volume, so the network would give them one value: nothing can be "
+            f"learned. Look at the files that the table names, such as {whole['nifti_path'].iloc[0]}."
         )
     entry_of = dict(zip(whole["scan"], whole["cache_entry"], strict=True))
     parts = {name: part.assign(cache_entry=part["scan"].map(entry_of)) for name, part in parts.items()}
@@ -181,18 +187,6 @@ def cache_folder(config: Config) -> Path:
 
 # ---- The cache ---------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Preprocessing:
-    """What a preprocessed volume depends on, beside its scan."""
-
-    shape: tuple[int, int, int]  # (X, Y, Z) voxels of the network's volumes
-    resample: bool = False  # bring scans of another grid to the reference; else they are refused
-    reference: Grid | None = None  # the grid that scans must have; None: the one that most of them have
-    max_voxels: int = MAX_VOXELS  # of the largest scan that is not refused
-    reference_name: str = "the other scans"  # whose grid `reference` is, in words
-    usual: Extent | None = None  # what each brain should be like; None: the median of the table's
-
-
-@dataclass(frozen=True)
 class Cache:
     """What the preprocessed volumes on disk have in common."""
 
@@ -201,6 +195,7 @@ class Cache:
     num_built: int  # volumes that were preprocessed now; the others were there already
     usual: Extent | None = None  # the median brain, in size and place; None: too few scans to tell
     num_resampled: int = 0  # scans that lay on another grid than `source`
+    num_different: int = 0  # volumes that differ from each other
     notes: tuple[str, ...] = ()  # the scans' grid, and how many were resampled to it, a line each
     warnings: tuple[str, ...] = ()  # what is unusual of some scans, by name, a line each
 
@@ -211,18 +206,6 @@ class Cache:
             logger.info(note)
         for warning in self.warnings:
             logger.warning(warning)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What became of one scan: its cache entry, or why it is refused."""
-
-    entry: Path | None = None
-    built: bool = False  # now; else it was there already
-    resampled: bool = False  # from another grid
-    extent: Extent | None = None  # of its brain
-    note: str = ""  # of its header
-    error: InputError | None = None
 
 
 def build_cache(
@@ -252,32 +235,41 @@ def build_cache(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     paths, named = table["nifti_path"].to_list(), preprocessing.reference_name
+    stored = [try_scan(open_entry, path, preprocessing) for path in paths]
     reference, origin = preprocessing.reference, f"the grid of {named}"
     if reference is None:
-        reference, origin = find_reference(table, [_readable_grid(path, preprocessing.max_voxels) for path in paths])
+        reference, origin = find_reference(table, [grid_of(result.scan) if result.scan else None for result in stored])
         named = Preprocessing.reference_name
     chosen = replace(preprocessing, reference=reference, reference_name=named)
-    with workers(scheduler) as portable:
-        tasks = (delayed(portable(partial(_try_to_store, folder=folder, preprocessing=chosen)))(path) for path in paths)
-        done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
-        stored = list(tqdm(done, total=len(table), desc="preprocessing", unit="scan"))
+    stored = _store_all(stored, folder, chosen, jobs, scheduler)
     scans = [f"{scan}: {path}" for scan, path in zip(table["scan"], paths, strict=True)]
     problems = [(scan, str(result.error)) for scan, result in zip(scans, stored, strict=True) if result.error]
-    sound = [scan for scan, result in zip(scans, stored, strict=True) if not result.error]
-    extents = [result.extent for result in stored if result.extent is not None]  # of the sound scans
+    measured = [result.measured for result in stored if result.measured is not None]  # of the sound scans
+    sound = [scan for scan, result in zip(scans, stored, strict=True) if result.measured]
+    extents = [each.extent for each in measured]
     usual = preprocessing.usual or median_extent(extents)
     refused, unusual = compare_extents(extents, usual)
     problems += _with_words(sound, refused)
     raise_if_any("Scans can't be used", name_alike(problems), MEND_SCANS, len(problems))
     assert reference is not None  # else every scan was refused
     resampled = table["scan"][[result.resampled for result in stored]].to_list()
-    warnings = name_alike(_with_words(scans, unusual) + _with_words(scans, [each.note for each in stored]))
+    of_headers = [(scan, note) for scan, result in zip(scans, stored, strict=True) for note in result.notes]
+    digests = [each.digest for each in measured]
+    warnings = [*name_alike(_with_words(scans, unusual) + of_headers), *name_identical(scans, digests)]
     notes = [f"grid of the scans: {reference.describe()}, {origin}"]
     if resampled:
         words = f"{len(resampled)} of {len(table)} scans were resampled to it from another grid, such as"
         notes.append(f"{words} {', '.join(map(str, resampled[:EXAMPLES]))}")
-    num_built, grid = sum(result.built for result in stored), reference.resized(chosen.shape)
-    cache = Cache(reference, grid, num_built, usual, len(resampled), tuple(notes), tuple(warnings))
+    cache = Cache(
+        source=reference,
+        grid=reference.resized(chosen.shape),
+        num_built=sum(result.built for result in stored),
+        usual=usual,
+        num_resampled=len(resampled),
+        num_different=len(set(digests)),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
     return table.assign(cache_entry=[str(result.entry) for result in stored]), cache
 
 
@@ -304,65 +296,26 @@ def _with_words(scans: Sequence[str], words: Sequence[str]) -> list[tuple[str, s
     return [(scan, said) for scan, said in zip(scans, words, strict=True) if said]
 
 
-def _readable_grid(path: str, max_voxels: int) -> Grid | None:
-    try:
-        return read_grid(path, max_voxels)
-    except InputError:
-        return None  # `_store` says why
-
-
-def _try_to_store(path: str, *, folder: Path, preprocessing: Preprocessing) -> _Stored:
-    """Store one scan; an error is kept, so that every bad scan of a table can be named at once."""
-    try:
-        return _store(path, folder, preprocessing)
-    except InputError as error:
-        return _Stored(error=error)
-
-
-def _store(path: str, folder: Path, preprocessing: Preprocessing) -> _Stored:
-    """Preprocess one scan and write its entry, unless that is there already.
-
-    Raises:
-        InputError: the scan can't be used.
-    """
-    reference = preprocessing.reference
-    try:
-        scan = open_scan(path, preprocessing.max_voxels)
-        if not preprocessing.resample and reference is not None:
-            check_grid(grid_of(scan), reference, preprocessing.reference_name)
-        target = reference if preprocessing.resample else None
-        settings = [VERSION, preprocessing.shape, "" if target is None else target.key()]
-        key = hashlib.blake2b(json.dumps(settings).encode(), digest_size=20)
-        with open(path, "rb") as file:
-            key.update(hashlib.file_digest(file, "blake2b").digest())
-        entry = folder / f"{key.hexdigest()}.npy"
-        box = grid_of(scan) if target is None else target
-        known = _Stored(entry, resampled=not box.matches(grid_of(scan)), note=scan.note)
-        box = box.resized(preprocessing.shape)
-        if is_whole(entry, preprocessing.shape):
-            volume = np.load(entry).astype(np.float32)
-            if find_background(volume) is None:  # else it was stored before this was looked for, and is refused below
-                return replace(known, extent=measure_extent(volume, box))
-        values = preprocess(image_of(scan), preprocessing.shape, target)
-    except OSError as error:
-        raise InputError(f"expected a NIfTI volume, can't read it: {error}") from error
-    with written_whole(entry) as part:
-        np.save(part, values.astype(CACHED))
-    return replace(known, built=True, extent=measure_extent(values, box))
-
-
-def is_whole(entry: str | Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a cached volume is there whole; what a full disk or a failed copy has left is not.
-
-    Args:
-        entry: the file.
-        shape: (X, Y, Z) voxels that it should have.
-    """
-    try:
-        volume = np.load(entry, mmap_mode="r")
-    except Exception:  # noqa: BLE001 - NumPy's readers of damaged files raise errors of a dozen kinds
-        return False
-    return volume.shape == shape and volume.dtype == CACHED
+def _store_all(
+    stored: list[Stored], folder: Path, preprocessing: Preprocessing, jobs: int, scheduler: str | None
+) -> list[Stored]:
+    """Find each scan's entry, and read or make those of which nothing is known; what is known then is written."""
+    known = MeasuredVolumes(folder)
+    with workers(scheduler) as portable:
+        find = portable(partial(try_scan, partial(find_entry, folder=folder, preprocessing=preprocessing)))
+        here = {"backend": "threading"} if scheduler is None else {}  # a hash of a file needs no process of its own
+        stored = Parallel(n_jobs=jobs, **here)(delayed(find)(result) for result in stored)
+        stored = [replace(result, measured=known.get(result.entry)) for result in stored]
+        missing = [row for row, result in enumerate(stored) if not (result.measured or result.error)]
+        store = portable(partial(try_scan, partial(store_entry, preprocessing=preprocessing)))
+        done = Parallel(n_jobs=jobs, return_as="generator")(delayed(store)(stored[row]) for row in missing)
+        bar = tqdm(done, total=len(missing), desc="preprocessing", unit="scan", disable=not missing)
+        for row, result in zip(missing, bar, strict=True):
+            stored[row] = result
+            if result.entry is not None and result.measured is not None:
+                known.add(result.entry, result.measured)
+    known.write()
+    return stored
 
 
 # ---- From the cache to the network -------------------------------------------------------------------

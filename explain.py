@@ -37,7 +37,7 @@ class ExplainSettings:
     seed: int  # SEED: of the SHAP map, of the orders of the regions, and of the permuted weights
     layer: str  # GRAD_CAM_LAYER: the stage of Grad-CAM, `stage1` ... `stage4`
     hires_layer: str  # HIRES_CAM_LAYER: the stage of HiResCAM
-    shapley_background: int = 0  # scans for the regions' Shapley values, 2 passes a region each; 0: no values
+    shapley_background: int = 0  # SHAPLEY_BACKGROUND: scans for the regions' Shapley values; 0: no values
     randomisation_gradients: int = 16  # gradients of each randomised network's map; 0: leave that check out
 
 
@@ -214,7 +214,7 @@ def gradcam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
         InputError: an unknown stage, or a volume of another shape than the model's.
     Source: Selvaraju et al. (2017), eq. 1 and 2.
     """
-    activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
+    activation, gradient = stage_gradient(model, volume, layer, setting="GRAD_CAM_LAYER")  # A, dy/dA
     weights = gradient.mean(axis=(0, 1, 2))  # alpha_k = mean of dy/dA^k over the cells, eq. 1; (C,)
     return _upsample(activation @ weights, volume, layer)  # sum_k alpha_k A^k, eq. 2
 
@@ -229,7 +229,7 @@ def hirescam(model: keras.Model, volume: np.ndarray, layer: str) -> np.ndarray:
         the same map.
     Source: Draelos and Carin (2020), arXiv 2011.08891, eq. 3.
     """
-    activation, gradient = stage_gradient(model, volume, layer)  # A, dy/dA
+    activation, gradient = stage_gradient(model, volume, layer, setting="HIRES_CAM_LAYER")  # A, dy/dA
     return _upsample((activation * gradient).sum(axis=-1), volume, layer)  # sum_k dy/dA^k * A^k, eq. 3
 
 

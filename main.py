@@ -1,5 +1,10 @@
 """The order of the stages: `python main.py` goes from NIfTI files to survival curves and their explanations."""
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import json
 import logging
 import sys
@@ -81,6 +86,7 @@ class Pipeline:
         log_to(self.folder / "run.log")
         self.record = self._record_of(self.cohort.fingerprint())
         self.record.refuse_changes()
+        self.record.refuse_folders(self.config.STAGES)
         self._write_splits()
         self._call_workers()
         for stage in STAGES.values():
@@ -193,6 +199,8 @@ class Pipeline:
         do: Callable[[], None] = getattr(self, stage.function)
         if not stage.always and self.record.is_done(stage.name):
             logger.info("%s: done already, with the same settings and input", stage.name)
+            if others := self.record.made_otherwise(stage.name):
+                logger.info("%s: was made by other versions: %s", stage.name, ", ".join(others))
             return
         self.record.require(stage.needs, by=stage.name)
         logger.info("%s: begins", stage.name)

@@ -6,6 +6,11 @@ The run's record gives every setting that a prediction depends on, so new scans 
 those of the run were. The settings of FOR_THIS_PREDICTION alone may differ: where things lie, and what computes.
 """
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import logging
 import sys
 from functools import partial
@@ -15,14 +20,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cohort.extent import Extent
 from cohort.grid import Grid
 from cohort.tables import ON_DISK, feature_columns, read_scans, reading_of
 from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
-from runs.files import read_json, written_whole
+from runs.files import read_json, why_unwritable, written_whole
 from runs.manifest import RECORD, RunRecord, damage_lines, find_damage, read_record
 from runs.processes import exit_process, run_main
+from runs.record import LEFT_BY, hash_results
+from runs.stages import BY_CONTENT
 from runs.threads import fix_threads
 from survival.predictor import curve_years
 from survival.ranges import by_subject, find_out_of_range, lines_of
@@ -49,8 +57,11 @@ def predict(asked: Config) -> Path:
     """
     if asked.PREDICT_CSV is None:
         raise InputError("PREDICT_CSV: expected a table of new scans, received nothing.")
-    trained, grid = _read_run(asked.OUTPUT_DIR)
+    trained, grid, usual = _read_run(asked.OUTPUT_DIR)
     config = _settings_of_run(trained, asked)
+    path = config.OUTPUT_DIR / "predictions" / f"{asked.PREDICT_CSV.stem}.csv"
+    if why := why_unwritable(path.parent):
+        raise InputError(f"OUTPUT_DIR: {why}. Let the user of this program write into it, or move what lies there.")
     table = read_scans(asked.PREDICT_CSV, mri_folder=config.MRI_FOLDER, **reading_of(config))
     _check_columns(table, config, asked.PREDICT_CSV)
     last = table.groupby("subject")["visit_time"].max()
@@ -58,22 +69,28 @@ def predict(asked: Config) -> Path:
     logger.info("%d subjects, %d scans; each is predicted from the last visit, %s", len(last), len(table), years)
     table, cache = build_cache(
         table,
-        Preprocessing(config.TARGET_SHAPE, resample=config.RESAMPLE, reference=grid, max_voxels=config.MAX_VOXELS),
+        Preprocessing(
+            config.TARGET_SHAPE,
+            resample=config.RESAMPLE,
+            reference=grid,
+            max_voxels=config.MAX_VOXELS,
+            reference_name="the run's scans",
+            usual=usual,
+        ),
         folder=cache_folder(config),
         jobs=config.NUM_WORKERS,
         scheduler=config.SCHEDULER,
     )
     cache.log()
     predicted = _predict_table(config, _features(config, table))
-    path = config.OUTPUT_DIR / "predictions" / f"{asked.PREDICT_CSV.stem}.csv"
     with written_whole(path) as part:
         predicted.drop(columns=["time", "event"]).rename(columns=ON_DISK).to_csv(part, index=False)
     return path
 
 
 # ---- The run ---------------------------------------------------------------------------------------
-def _read_run(folder: Path) -> tuple[Config, Grid]:
-    """The settings of a finished run, and the grid of its scans.
+def _read_run(folder: Path) -> tuple[Config, Grid, Extent | None]:
+    """The settings of a finished run, the grid of its scans, and their usual brain; None if the run did not know it.
 
     Raises:
         InputError: there is no finished run, its files are damaged, its stages are of different settings, or its record
@@ -93,7 +110,9 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         affine = np.array(record["grid"]["affine"], float)
         if affine.shape != (4, 4):
             raise ValueError(f"expected an affine of 4 x 4, received {affine.shape}")
-        return Config(**settings), Grid((x, y, z), affine)
+        usual = record["grid"].get("usual_brain")
+        brain = None if usual is None else Extent(float(usual["volume"]), _three(usual["centre"]))
+        return Config(**settings), Grid((x, y, z), affine), brain
     except InputError:
         raise
     except (LookupError, TypeError, ValueError) as error:
@@ -102,11 +121,17 @@ def _read_run(folder: Path) -> tuple[Config, Grid]:
         ) from error
 
 
+def _three(numbers: Any) -> tuple[float, float, float]:
+    """Three coordinates of the record, mm."""
+    x, y, z = map(float, numbers)
+    return x, y, z
+
+
 def _needs_of_stages(record: RunRecord, folder: Path) -> dict[str, Any]:
     """The settings that the two stages were trained with; the record's others are those of the last command.
 
     Raises:
-        InputError: stage 1 was trained anew after stage 2, with another setting or input; names each.
+        InputError: stage 1 was trained anew after stage 2, with another setting, input or result; names each.
     """
     cnn, tlstm = (record["stages"][name].get("needs", {}) for name in ("cnn", "tlstm"))
     problems = [
@@ -114,9 +139,13 @@ def _needs_of_stages(record: RunRecord, folder: Path) -> dict[str, Any]:
         for name, was in tlstm.items()
         if name in cnn and cnn[name] != was
     ]
+    need, results = f"{LEFT_BY} cnn", hash_results(record["stages"], "cnn")
+    if tlstm.get(need, results) != results:
+        problems.append(f"{need}: stage 1 was trained anew since")
     mend = "Run main.py again with STAGES=cnn,features,tlstm, so that stage 2 learns from this stage 1."
     raise_if_any(f"{folder}: stage 2 was trained on the features of another stage 1", problems, mend)
-    return {name: value for name, value in (cnn | tlstm).items() if name in Config.model_fields}
+    names = Config.model_fields.keys() - BY_CONTENT.keys()  # the grid of the run's REFERENCE is in the record
+    return {name: value for name, value in (cnn | tlstm).items() if name in names}
 
 
 def _settings_of_run(trained: Config, asked: Config) -> Config:

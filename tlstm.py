@@ -12,6 +12,11 @@ whose networks are trained side by side. `sizes` (V,) counts the subjects that h
 subjects are one slice of M.
 """
 
+from runs.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # within the imports below, too
+
 import copy
 import dataclasses
 import hashlib
@@ -37,7 +42,7 @@ from cohort import tables
 from cohort.splits import PARTS, check_parts, split_subjects
 from config import Config, read_config
 from runs.errors import InputError
-from runs.files import read_json, write_json, written_whole
+from runs.files import read_json, remove, write_json, written_whole
 from runs.lock import lock_run
 from runs.log import log_to
 from runs.processes import exit_process, run_main
@@ -508,8 +513,8 @@ def run(config: Config) -> None:
         figures = {"landmarks": evaluate_landmarks(predicted, config.LANDMARKS, evaluation)}
     else:
         figures = {"tlstm": evaluate_parts(predicted, evaluation)}
-    folder = config.OUTPUT_DIR / "tlstm"
-    save(predictor, folder)
+    save(predictor, folder := config.OUTPUT_DIR / "tlstm")
+    remove(folder / "by_visit.csv")  # of an earlier run without LANDMARKS
     all_parts = pd.concat([part.assign(split=name) for name, part in predicted.items()], ignore_index=True)
     write_predictions(all_parts, folder / "predictions.csv")
     if not config.LANDMARKS:
@@ -588,8 +593,7 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
 
 def _merge_metrics(config: Config, figures: dict[str, Any]) -> None:
     """Add these figures to metrics.json, or replace those of the same names."""
-    path = config.OUTPUT_DIR / "metrics.json"
-    write_json(path, read_json(path) | figures)
+    write_json(path := config.OUTPUT_DIR / "metrics.json", read_json(path) | figures)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import ndimage, stats
 
 SMOOTHING_MM = 8.0  # full width at half maximum of the Gaussian over a voxel map that is drawn or compared with truth
+LEAST_GAP = 1e-5  # of two log-hazards, as a share of the larger or of 1: less is float32's rounding in the network
+NO_GAP = "the log-hazard is that of the background: there is nothing to explain"
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,21 @@ class Attribution:
         return self.value - self.expected
 
     @property
-    def completeness_error(self) -> float:
-        """|sum of the map - gap| as a share of |gap|; infinite if the gap is 0."""
-        missed = abs(float(self.map.sum(dtype=np.float64)) - self.gap)
-        return missed / abs(self.gap) if self.gap != 0 else float("inf")
+    def completeness_error(self) -> float | None:
+        """|sum of the map - gap| as a share of |gap|; None if there is no gap."""
+        if not has_gap(self.value, self.expected):
+            return None
+        return abs(float(self.map.sum(dtype=np.float64)) - self.gap) / abs(self.gap)
+
+
+def has_gap(value: float, expected: float) -> bool:
+    """Whether two log-hazards differ by more than the network's rounding, so that shares of the gap mean something.
+
+    Args:
+        value: of a volume, log-hazard.
+        expected: of what it is compared with, log-hazard.
+    """
+    return abs(value - expected) > LEAST_GAP * max(abs(value), abs(expected), 1.0)
 
 
 # ---- Measures of a map alone ---------------------------------------------------------------------------------
@@ -65,7 +78,7 @@ def smooth(values: np.ndarray, voxel_mm: Sequence[float], fwhm: float = SMOOTHIN
 
 def localisation(
     values: np.ndarray, truth: np.ndarray, brain: np.ndarray, voxel_mm: Sequence[float]
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How well |map| finds the voxels that are known to matter.
 
     Args:
@@ -75,7 +88,8 @@ def localisation(
         voxel_mm: (3,) size of a voxel along each axis, mm.
     Returns:
         `auc` of |map| for truth against the rest of the brain; `enrichment`, the share of |map| in the truth divided
-        by the truth's share of the brain; `peak_mm` from the largest |map| to the nearest true voxel, 0 within it.
+        by the truth's share of the brain; `peak_mm` from the largest |map| to the nearest true voxel, 0 within it. The
+        last two are None for a map of zeros.
     Raises:
         ValueError: the truth is empty or all of the brain.
     Source: the AUC is Mann and Whitney's U / (n1 n0). Checked against scikit-learn.
@@ -90,8 +104,8 @@ def localisation(
     distance = ndimage.distance_transform_edt(~(truth & brain), sampling=voxel_mm)  # (X, Y, Z) mm
     return {
         "auc": float(auc),
-        "enrichment": float(mass[inside].sum() / mass.sum() / inside.mean()) if mass.any() else 0.0,
-        "peak_mm": float(distance[brain][mass.argmax()]),
+        "enrichment": float(mass[inside].sum() / mass.sum() / inside.mean()) if mass.any() else None,
+        "peak_mm": float(distance[brain][mass.argmax()]) if mass.any() else None,
     }
 
 
@@ -117,7 +131,7 @@ def measure_maps(
         voxel_mm: (3,) size of a voxel along each axis, mm.
     Returns:
         By map, then by measure, as in `explain/<imageid>/metrics.json`. Before it is compared with the truth, the SHAP
-        map is smoothed. `completeness_error` is None if the gap is 0.
+        map is smoothed. `completeness_error` is None if there is no gap; `why` says so.
     """
     metrics: dict[str, dict[str, Any]] = {
         name: {"outside_brain": share_outside(values, brain)} for name, values in maps.items()
@@ -126,9 +140,11 @@ def measure_maps(
         "num_gradients": attribution.num_gradients,
         "log_hazard": attribution.value,
         "expected_log_hazard": attribution.expected,
-        "completeness_error": attribution.completeness_error if attribution.gap else None,
+        "completeness_error": attribution.completeness_error,
         "stability": attribution.stability,
     }
+    if attribution.completeness_error is None:
+        metrics["shap"]["why"] = NO_GAP
     if truth is not None:
         for name, values in {**maps, "shap": smooth(attribution.map, voxel_mm)}.items():
             metrics[name]["localisation"] = localisation(values, truth, brain, voxel_mm)

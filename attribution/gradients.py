@@ -67,20 +67,23 @@ def trace_network(model: keras.Model) -> TracedNetwork:
     return TracedNetwork(predict, gradient, stages)
 
 
-def stage_gradient(model: keras.Model, volume: np.ndarray, layer: str) -> tuple[np.ndarray, np.ndarray]:
+def stage_gradient(
+    model: keras.Model, volume: np.ndarray, layer: str, *, setting: str = "layer"
+) -> tuple[np.ndarray, np.ndarray]:
     """A stage's activation A and the log-hazard's gradient dy/dA there.
 
     Args:
         model: of `model.build_model`.
         volume: (X, Y, Z, 1) float32.
         layer: one of `stage1` ... `stage4`.
+        setting: that names the layer, for the refusal.
     Returns:
         Two (x, y, z, C) float32, over the stage's cells and channels.
     Raises:
         InputError: an unknown stage, or a volume of another shape than the model's.
     """
     if layer not in RESNET_STAGES:
-        raise InputError(f"GRAD_CAM_LAYER: expected one of {', '.join(RESNET_STAGES)}. Received: {layer!r}")
+        raise InputError(f"{setting}: expected one of {', '.join(RESNET_STAGES)}. Received: {layer!r}")
     check_volumes(model, volume, volume[None])
     activation, gradient = trace_network(model).stages(volume[None])[layer]
     return activation.numpy()[0].astype(np.float32), gradient.numpy()[0].astype(np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from nibabel.processing import resample_from_to
 
+from attribution.evidence import has_gap
 from cohort.scans import open_scan, read_greys
 from cohort.table_files import read_rows
 from runs.errors import InputError
@@ -33,41 +34,55 @@ class Regions:
 
 
 def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40, seed: int = 0) -> Regions:
-    """Cut the brain into compact parcels of about equal size, each beside its mirror image.
+    """Cut the brain into compact parcels of about equal size, each beside its mirror image if x = 0 is the midline.
 
     Args:
         brain: (X, Y, Z) bool.
-        affine: (4, 4) voxel -> RAS mm; x = 0 is the midline.
+        affine: (4, 4) voxel -> RAS mm.
         num_parcels: an even number; half of them on each side.
         seed: of the k-means.
     Returns:
         Labels (X, Y, Z); the names tell side, place and centre in mm, such as `left anterior inferior lateral (-34, 28,
-        -12)`.
+        -12)`; without a midline, no side.
     Raises:
         ValueError: fewer voxels than parcels.
     """
     from sklearn.cluster import KMeans  # slow to import
 
     points = nib.affines.apply_affine(affine, np.argwhere(brain))  # (P, 3) mm
-    left = points[:, 0] < 0
-    folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1]  # (P, 3): the left half mirrored onto the right
     if len(points) < num_parcels:
         raise ValueError(f"brain: expected at least {num_parcels} voxels, received {len(points)}")
-    clusters = KMeans(num_parcels // 2, n_init=1, random_state=seed).fit_predict(folded)
+    has_sides = has_midline(brain, affine)
+    folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1] if has_sides else points  # (P, 3): left onto right
+    clusters = KMeans(num_parcels // 2 if has_sides else num_parcels, n_init=1, random_state=seed).fit_predict(folded)
     labels = np.zeros(brain.shape, np.int16)
-    labels[brain] = 2 * clusters + np.where(left, 1, 2)
+    labels[brain] = 2 * clusters + np.where(points[:, 0] < 0, 1, 2) if has_sides else clusters + 1
     centres = {int(label): points[labels[brain] == label].mean(axis=0) for label in np.unique(labels[brain])}
-    return Regions(labels, {label: _describe(centre, points) for label, centre in centres.items()})
+    return Regions(labels, {label: _describe(centre, points, has_sides) for label, centre in centres.items()})
 
 
-def _describe(centre: np.ndarray, points: np.ndarray) -> str:
+def has_midline(brain: np.ndarray, affine: np.ndarray) -> bool:
+    """Whether x = 0 lies within the middle half of a brain, so that it can tell left from right.
+
+    A scan whose origin is a corner, or a region cut out of one side, has its brain elsewhere.
+
+    Args:
+        brain: (X, Y, Z) bool.
+        affine: (4, 4) voxel -> RAS mm.
+    """
+    x = nib.affines.apply_affine(affine, np.argwhere(brain))[:, 0]  # (P,) mm
+    return len(x) > 0 and abs(x.min() + x.max()) / 2 <= (x.max() - x.min()) / 4
+
+
+def _describe(centre: np.ndarray, points: np.ndarray, has_sides: bool) -> str:
     """Name a parcel by the thirds of the brain's points (P, 3) mm in which its centre (3,) mm lies."""
-    words = ["left" if centre[0] < 0 else "right"]
+    words = [] if not has_sides else ["left"] if centre[0] < 0 else ["right"]
     for axis, (low, high) in ((1, ("posterior", "anterior")), (2, ("inferior", "superior"))):
         thirds = np.quantile(points[:, axis], [1 / 3, 2 / 3])
         words += [low] if centre[axis] < thirds[0] else [high] if centre[axis] > thirds[1] else []
-    words.append("lateral" if abs(centre[0]) > np.median(np.abs(points[:, 0])) else "medial")
-    return f"{' '.join(words)} ({', '.join(f'{mm:.0f}' for mm in centre)})"
+    if has_sides:
+        words.append("lateral" if abs(centre[0]) > np.median(np.abs(points[:, 0])) else "medial")
+    return " ".join([*(words or ["central"]), f"({', '.join(f'{mm:.0f}' for mm in centre)})"])
 
 
 def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regions:
@@ -228,10 +243,10 @@ def deletion_insertion(
         `insertion_random`. None if there is no gap.
     Source: Petsiuk et al. (2018), arXiv 1806.07421, with regions.
     """
-    gap = float(np.subtract(*predict(np.stack([volume, absent]))))
-    if gap == 0:
+    whole, without = predict(np.stack([volume, absent]))
+    if not has_gap(float(whole), float(without)):
         return dict.fromkeys(MEASURES)
-    base = float(predict(absent[None])[0])
+    gap, base = float(whole - without), float(predict(absent[None])[0])
     rng = np.random.default_rng(seed)
     by_importance = attribution.index.to_numpy()[np.argsort(-np.sign(gap) * attribution.to_numpy(), kind="stable")]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from attribution.histories import HistoryExplanation, HistorySettings, ImageStage, explain_history
-from attribution.regions import Regions, make_parcels, read_atlas
+from attribution.regions import Regions, has_midline, make_parcels, read_atlas
 from cohort.grid import Grid
 from cohort.scans import open_scan
 from cohort.tables import visits_with_time_left
@@ -106,6 +106,7 @@ class Explanations:
             seed=self.config.SEED,
             layer=self.config.GRAD_CAM_LAYER,
             hires_layer=self.config.HIRES_CAM_LAYER,
+            shapley_background=self.config.SHAPLEY_BACKGROUND,
         )
         space = explain.Space(self.cohort.cache.grid.voxel_mm, self.cohort.truth(), self.regions)
         return explain.explain_scan(self.model, load_volume(scan["cache_entry"]), self.background, settings, space)
@@ -162,7 +163,11 @@ class Explanations:
     def _make_regions(self) -> Regions:
         """The regions of ATLAS; without one, parcels of the voxels where a background scan has brain."""
         brain, affine = (self.background != 0).any(axis=(0, -1)), self.cohort.cache.grid.affine  # (X, Y, Z)
-        return read_atlas(self.config.ATLAS, brain, affine) if self.config.ATLAS else make_parcels(brain, affine)
+        if self.config.ATLAS:
+            return read_atlas(self.config.ATLAS, brain, affine)
+        if not has_midline(brain, affine):
+            logger.warning("x = 0 mm is not amid the brains, so no region is called left or right")
+        return make_parcels(brain, affine)
 
     # ---- The choice of scans
     def _choose(self) -> list[tuple[int, str]]:

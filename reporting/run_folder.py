@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from pydantic import BaseModel, TypeAdapter
@@ -14,6 +14,7 @@ from cohort.splits import PARTS
 from cohort.tables import ON_DISK, TimeUnit, to_years
 from runs.files import read_json
 from runs.manifest import RECORD, read_record, validated
+from runs.provenance import Provenance, differences
 
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")  # a line of run.log
 EXPLAINED = ("metrics.json", "regions.csv")  # an explanation's last file is one of these: the pictures are there too
@@ -104,6 +105,15 @@ class RunFolder:
         """Whether the run's cohort was simulated: the record has settings, and none of them names a table."""
         settings = self.record.get("settings", {})
         return bool(settings) and not any(settings.get(name) for name in OWN_TABLES)
+
+    @property
+    def made_otherwise(self) -> dict[str, str]:
+        """The stages that other versions have made than those that made the page, each with what differs in words."""
+        stages: dict[str, Any] = self.record.get("stages", {})
+        words = {
+            name: differences(stage.get("made_by", {}), cast(Provenance, self.record)) for name, stage in stages.items()
+        }
+        return {name: ", ".join(of_stage) for name, of_stage in words.items() if of_stage}
 
     @property
     def stage2_test(self) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from runs.errors import InputError, naming_file
+from runs.errors import InputError, WriteError, naming_file
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder, where its programs lie
 TEMPORARY = ".part-"  # opens the name of a file that is being written; then process, host, thread, and the name
@@ -82,12 +83,48 @@ def _finite(text: str) -> float:
     return value
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds, and see that it is gone; of a link, what it leads to stays.
+
+    Args:
+        path: nothing is done if there is none.
+    Raises:
+        WriteError: it can't be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"{path}: can't be removed: {error}") from error
+    if os.path.lexists(path):
+        raise WriteError(f"{path}: can't be removed: it is still there")
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why nothing can be written into a folder, in words; empty if something can.
+
+    Args:
+        folder: if there is none yet, the nearest one above it counts.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        words = "a link that leads to no folder" if nearest.is_symlink() else "a file"
+        return f"{nearest}: expected a folder, found {words}"
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return ""
+    except OSError as error:
+        return f"{nearest}: can't be written: {error.strerror}"
+
+
 def remove_temporaries(folder: str | Path) -> int:
     """Remove what killed processes left half-written under `folder`, not what live ones write; returns how many."""
     parts = [part for part in Path(folder).rglob(f"{TEMPORARY}*") if not _is_being_written(part)]
     for part in parts:
         _remove(part)
-    return len(parts)
+    return sum(not os.path.lexists(part) for part in parts)
 
 
 def _is_being_written(part: Path) -> bool:

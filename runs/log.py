@@ -6,7 +6,11 @@ own times.
 """
 
 import logging
+import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from runs.files import ROOT
 FILE_FORMAT, TERMINAL_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%(message)s"
 WARNED = "py.warnings"  # the logger of Python's own warnings
 FOR_DEVELOPERS = ("DeprecationWarning: ", "PendingDeprecationWarning: ", "FutureWarning: ")
+LOG_OF_RUNNER = "CNN_TLSTM_LOG"  # set for a program that another one runs: the other one's file
 MOST_HELD = 10_000  # lines that wait for their file
 
 
@@ -35,6 +40,44 @@ def log_to(path: Path) -> None:
     _replace_handlers(_Terminal(), file)
     for record in held:
         file.handle(record)
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within this, Python's warnings go into a list: for a process whose screen and log are not the run's.
+
+    Yields:
+        The list, filled on leaving; a warning that is meant for developers is left out, and each stands there once.
+    """
+    lines: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield lines
+    lines += dict.fromkeys(
+        f"{warning.category.__name__}: {warning.message}"
+        for warning in caught
+        if f"{warning.category.__name__}: " not in FOR_DEVELOPERS
+    )
+
+
+def write_to_file(message: str, level: int) -> None:
+    """Write a line to the log's file alone; on a full disk it is left out.
+
+    Args:
+        message: that the screen has already. A program that ends before `log_to` has named its file writes to that of
+            the program that runs it, if one does.
+        level: of `logging`.
+    """
+    if path := log_path():
+        record = logging.LogRecord(__name__, level, "", 0, message, None, None)
+        with suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            file.write(f"{_Lines(FILE_FORMAT).format(record)}\n")
+
+
+def log_path() -> str | None:
+    """The log's file: that of `log_to`, else that of the program that runs this one; None: there is none."""
+    own = [handler.baseFilename for handler in _own_handlers() if isinstance(handler, _WholeLog)]
+    return own[0] if own else os.environ.get(LOG_OF_RUNNER)
 
 
 def _replace_handlers(terminal: logging.Handler, other: logging.Handler) -> None:

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from runs.errors import InputError
-from runs.files import read_json
+from runs.files import fingerprint, read_json
+from runs.provenance import Provenance
 
 RECORD = "config.json"  # in the run's folder
 MOST_THREADS = 4096
@@ -37,6 +38,8 @@ class StageRecord(TypedDict, total=False):
     needs: dict[str, Any]  # the settings and the input that it depends on
     files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]  # by their path in the run's folder
     seconds: float
+    made_by: Provenance
+    begun_by: Provenance  # if it was stopped, and something else has finished it
 
 
 class Machine(TypedDict, total=False):
@@ -48,6 +51,9 @@ class Machine(TypedDict, total=False):
 class RunRecord(TypedDict, total=False):
     """What programs read of a run's record; people read more in it."""
 
+    version: str
+    versions: dict[str, str]
+    commit: str | None
     settings: dict[str, Any]
     grid: dict[str, Any]
     machine: Machine
@@ -128,6 +134,23 @@ def damage_lines(damage: Mapping[str, str]) -> list[str]:
         damage: of `find_damage`.
     """
     return [f"{name}: {what}" for name, what in damage.items()]
+
+
+def content_of(path: str | Path | None, beside: Iterable[str] = ()) -> str | None:
+    """A hash of the file that a setting names: its content counts, wherever it lies.
+
+    Args:
+        path: of the file; None: the setting is unset.
+        beside: suffixes of files of the same name beside it, which are read with it.
+    Returns:
+        32 hexadecimal digits, other ones if a file is not there; None if the setting is unset.
+    """
+    if path is None:
+        return None
+    path = Path(path)
+    stem = path.name.split(".nii")[0]
+    paths = [path, *(path.with_name(f"{stem}{suffix}") for suffix in beside)]
+    return fingerprint(*(_hash(each) if each.is_file() else "" for each in paths))
 
 
 def _damage(path: Path, entry: FileEntry) -> str | None:

@@ -7,77 +7,23 @@ process that runs it.
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from runs.errors import InputError
 from runs.files import ROOT
-from runs.log import begin_log
+from runs.log import LOG_OF_RUNNER, begin_log, log_path, write_to_file
+from runs.signals import RUN_BY, STOPPED, end_work, stop_message, stop_on_signals, was_interrupted
 
-STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
-RUN_BY = "CNN_TLSTM_RUN_BY"  # set for a program that another one runs; the other one holds the end of its stdin
 TENSORFLOW = {  # before it is imported, whichever program starts
     "TF_ENABLE_ONEDNN_OPTS": "1",  # off by default without AVX-512: half the speed
     "TF_CPP_MIN_LOG_LEVEL": "3",  # that there is no GPU is no error
 }
-REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Stop:
-    """Whether this process was asked to stop, and whether it first finishes what it is at."""
-
-    reason: str = ""
-    finishing: bool = False
-
-
-_stop = _Stop()
-
-
-def stop_on_signals(max_hours: float | None = None) -> None:
-    """From now on SIGTERM, SIGINT and the end of `max_hours` raise KeyboardInterrupt, with the reason.
-
-    Args:
-        max_hours: wall clock from now on; None: no limit.
-    """
-    _stop.reason = ""
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
-    if max_hours is not None:
-        signal.signal(signal.SIGALRM, _on_signal)
-        signal.setitimer(signal.ITIMER_REAL, 3600 * max_hours)
-    if RUN_BY in os.environ:
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-@contextmanager
-def finishing_step() -> Iterator[None]:
-    """Within this, a signal is only noted, for `asked`; a second one stops at once.
-
-    Raises:
-        KeyboardInterrupt: on leaving, if a signal was noted that nobody acted on.
-    """
-    _stop.finishing = True
-    try:
-        yield
-    finally:
-        _stop.finishing = False
-    if stop_requested():
-        raise KeyboardInterrupt(_stop.reason)
-
-
-def stop_requested() -> bool:
-    """Whether a signal has asked this process to stop."""
-    return bool(_stop.reason)
 
 
 class HasMaxHours(Protocol):
@@ -122,18 +68,44 @@ def exit_code(run: Callable[[], object]) -> int:
         0 done; 2 the user can mend it; 1 the environment failed; 143 stopped, and the same command goes on.
     """
     try:
+        end_work(code := _run_and_report(run))
+    except KeyboardInterrupt:  # a second signal, while the first one was acted on
+        end_work(code := _report_stop())
+    return code
+
+
+def _run_and_report(run: Callable[[], object]) -> int:
+    """Run something and report what went wrong; returns the exit code."""
+    try:
         run()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print(f"Stopped {_stop.reason}. The same command goes on from here.", file=sys.stderr)
-        return STOPPED
+        return _report_stop()
+    except InputError as error:
+        return _report_stop() if was_interrupted() else _report(str(error), 2)
+    except SystemExit as end:
+        if end.code != STOPPED:
+            raise
+        return _report_stop()
     except _failures() as error:
+        if was_interrupted():  # what a library has made of the KeyboardInterrupt
+            return _report_stop()
         why = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"Failed: {why}. What is finished stays; mend this, and the same command goes on.", file=sys.stderr)
-        return 1
+        return _report(f"Failed: {why}. What is finished stays; mend this, and the same command goes on.", 1)
     return 0
+
+
+def _report(message: str, code: int) -> int:
+    """Say on the screen and in the log's file, if it is begun, how the program ends; returns the exit code."""
+    print(message, file=sys.stderr, flush=True)
+    write_to_file(message, logging.INFO if code == STOPPED else logging.ERROR)
+    return code
+
+
+def _report_stop() -> int:
+    """The same of a program that was stopped; one that another program runs leaves the words to that one."""
+    if RUN_BY not in os.environ:
+        _report(stop_message(), STOPPED)
+    return STOPPED
 
 
 def exit_process(code: int) -> NoReturn:
@@ -166,7 +138,7 @@ def run_program(name: str, settings: Mapping[str, Any]) -> None:
         [sys.executable, str(ROOT / name), *arguments],
         stdin=subprocess.PIPE,  # closed when we end, however we end
         process_group=0,  # Ctrl-C reaches us alone, and we stop it: one signal, not two
-        env=os.environ | {RUN_BY: str(os.getpid())},
+        env=os.environ | {RUN_BY: str(os.getpid())} | ({LOG_OF_RUNNER: log} if (log := log_path()) else {}),
     ) as process:
         try:
             code = process.wait()
@@ -177,19 +149,6 @@ def run_program(name: str, settings: Mapping[str, Any]) -> None:
     if code:
         logger.error("%s ended with exit code %d", name, code)
         raise SystemExit(code if code > 0 else STOPPED)
-
-
-def _on_signal(number: int, _: Any) -> None:
-    again = stop_requested()
-    _stop.reason = REASONS[signal.Signals(number)]
-    if again or not _stop.finishing:
-        raise KeyboardInterrupt(_stop.reason)
-
-
-def _end_with_parent() -> None:
-    """End at once when the process that runs us has ended: no one would see to what we write."""
-    os.read(0, 1)
-    os._exit(STOPPED)
 
 
 def _failures() -> tuple[type[BaseException], ...]:

@@ -3,25 +3,22 @@
 import logging
 import os
 import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from runs.errors import InputError, raise_if_any
-from runs.files import ROOT, write_json
-from runs.manifest import RECORD, StageRecord, damage_lines, find_damage, list_files, read_record
-from runs.stages import STAGES, Stage, StageName
-from runs.version import VERSION
+from runs.files import fingerprint, remove, why_unwritable, write_json
+from runs.manifest import RECORD, RunRecord, StageRecord, content_of, damage_lines, find_damage, list_files, read_record
+from runs.provenance import Provenance, differences, provenance
+from runs.stages import BY_CONTENT, STAGES, Stage, StageName
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ("tensorflow", "keras", "torch", "numpy", "pandas", "nibabel", "nilearn", "lifelines", "shap")
 THE_INPUT = "the input"  # stands among a stage's needs for the fingerprint of all that a run reads
+LEFT_BY = "the results of"  # likewise, before the name of a stage whose files it reads
 
 
 class Record:
@@ -46,31 +43,42 @@ class Record:
     ):
         self.folder, self.settings, self.inputs, self.grid, self.threads = folder, settings, inputs, grid, threads
         self.path = folder / RECORD
-        self.stages = read_record(folder).get("stages", {})
+        self.contents = {name: content_of(settings.get(name), beside) for name, beside in BY_CONTENT.items()}
+        before = read_record(folder)
+        self.stages = before.get("stages", {})
+        for stage in self.stages.values():  # an earlier version kept one provenance for all
+            stage.setdefault("made_by", _provenance_of(before))
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
         assert self.grid is not None and self.threads is not None
+        now = provenance()
         write_json(
             self.path,
             {
-                "version": VERSION,
+                "version": now["version"],
                 "settings": self.settings,
                 "seed": self.settings["SEED"],
                 "inputs": self.inputs,
                 "grid": self.grid,
-                "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+                "versions": now["versions"],
                 "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": self.threads},
-                "commit": _commit(),
+                "commit": now["commit"],
                 "stages": self.stages,
             },
         )
 
     def needs(self, name: StageName) -> dict[str, Any]:
-        """What a stage's result depends on: its settings, the input, and the same of the last stage that it needs."""
+        """What a stage's result depends on.
+
+        Its settings, the input, the files that other stages have left for it, and the same of the last stage that it
+        needs. A file that a setting names counts by its content, wherever it lies.
+        """
         stage = STAGES[name]
-        settings = {setting: self.settings[setting] for setting in stage.settings}
-        return settings | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
+        needs: dict[str, Any] = {setting: self.settings[setting] for setting in stage.settings}
+        needs |= {setting: content for setting, content in self.contents.items() if setting in stage.settings}
+        needs |= {f"{LEFT_BY} {other}": hash_results(self.stages, other) for other in stage.needs}
+        return needs | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
 
     def is_done(self, name: StageName) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""
@@ -132,19 +140,25 @@ class Record:
         stage, changed, damage = STAGES[name], self._changed_needs(name), self._damage(name)
         for change in changed + damage_lines(damage):
             logger.info("%s: done anew, since it depends on what has changed: %s", name, change)
+        self.refuse_folders([name])
+        known: StageRecord = {"needs": self.needs(name), "made_by": provenance(), "done": False}
         if name not in self.stages or changed:  # removed before the record says that it has begun
-            for folder in stage.resumes_from:
-                shutil.rmtree(self.folder / folder, ignore_errors=True)
+            for folder in stage.removes:
+                if not self._leads_out(self.folder / folder):  # else it is empty
+                    remove(self.folder / folder)
         else:
             _remove_damaged(self.folder, stage, damage)
-        self.stages[name] = {"needs": self.needs(name), "done": False}
+            if others := self.made_otherwise(name):
+                logger.warning("%s: goes on from what was made by other versions: %s", name, ", ".join(others))
+                known["begun_by"] = self.stages[name]["made_by"]
+        self.stages[name] = known
         for other in STAGES.values():
             if other.always:  # it shows what was before
                 self.stages.pop(other.name, None)
         self.write()
         began = time.monotonic()
         yield
-        self.finish(name, {"needs": self.needs(name), "seconds": round(time.monotonic() - began, 1), "done": True})
+        self.finish(name, known | {"seconds": round(time.monotonic() - began, 1), "done": True})
 
     def finish(self, name: StageName, known: StageRecord) -> None:
         """Mark a stage as done, with the files that it left.
@@ -156,19 +170,73 @@ class Record:
         self.stages[name] = {**known, "files": list_files(self.folder, STAGES[name].makes)}
         self.write()
 
+    def made_otherwise(self, name: StageName) -> list[str]:
+        """What made a stage's results, where that differs from what makes results now; see `differences`."""
+        return differences(self.stages[name].get("made_by", {}), provenance())
+
+    def refuse_folders(self, names: Iterable[StageName]) -> None:
+        """Refuse folders in which these stages can't write, or which they would have to empty and may not.
+
+        Args:
+            names: of stages; those that are done already write nothing.
+        Raises:
+            InputError: names each folder. A link that leads out of the run's folder is followed, but what it leads to
+                is not removed: it may hold what is not the run's.
+        """
+        problems = []
+        for stage in (STAGES[name] for name in names if STAGES[name].always or not self.is_done(name)):
+            anew = stage.name not in self.stages or bool(self._changed_needs(stage.name))
+            for path in (self.folder / made for made in stage.makes):
+                if why := why_unwritable(path.parent if path.suffix else path):
+                    problems.append(f"{stage.name}: {why}")
+                elif anew and self._leads_out(path) and path.is_dir() and any(path.iterdir()):
+                    problems.append(
+                        f"{stage.name}: {path} leads to {path.resolve()}, which holds the results of an earlier run"
+                    )
+        mend = "Empty these folders and let the user of this run write into them, or choose another OUTPUT_DIR."
+        raise_if_any("Results can't be written", problems, mend)
+
+    def _leads_out(self, path: Path) -> bool:
+        """Whether a path in the run's folder leads out of it, by a link."""
+        return not path.resolve().is_relative_to(self.folder.resolve())
+
     def _changed_needs(self, name: StageName) -> list[str]:
         if name not in self.stages:
             return []
         old, new = self.stages[name].get("needs", {}), self.needs(name)
-        differing = sorted(need for need in old.keys() | new.keys() if old.get(need) != new.get(need))
-        return [
-            need if need == THE_INPUT else f"{need} was {old.get(need)}, is {new.get(need)}"
-            for need in differing
-            if need != THE_INPUT or self.inputs is not None
-        ]
+        changes = []
+        for need in sorted(old.keys() | new.keys()):
+            before, now = old.get(need), new.get(need)
+            if before == now or (need == THE_INPUT and self.inputs is None):
+                continue
+            if need in BY_CONTENT and before == self.settings[need]:  # an earlier version compared the paths
+                continue
+            if need.startswith(LEFT_BY) and need not in old:  # an earlier version did not ask
+                continue
+            by_name = need == THE_INPUT or need in BY_CONTENT or need.startswith(LEFT_BY)
+            changes.append(_in_words(need) if by_name else f"{need} was {before}, is {now}")
+        return changes
 
     def _damage(self, name: StageName) -> dict[str, str]:
         return find_damage(self.folder, self.stages[name].get("files", {})) if name in self.stages else {}
+
+
+def hash_results(stages: Mapping[str, StageRecord], name: StageName) -> str | None:
+    """A hash of the files that a stage has left for others.
+
+    Args:
+        stages: of a record.
+        name: of the stage.
+    Returns:
+        32 hexadecimal digits; None if there are no such files.
+    """
+    files = stages[name].get("files", {}) if name in stages else {}
+    results = [
+        f"{path} {files[path]['sha256']}"
+        for path in sorted(files)
+        if any(Path(path).is_relative_to(result) for result in STAGES[name].results)
+    ]
+    return fingerprint(*results) if results else None
 
 
 def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:
@@ -187,21 +255,15 @@ def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:
             raise InputError(
                 f"{path}: is damaged, and a link leads to it. Remove what the link leads to, and run again."
             )
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
-def _commit() -> str | None:
-    """The commit of the code, `+` if files differ from it; None where there is no git."""
-    try:
-        described = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
+def _provenance_of(record: RunRecord) -> Provenance:
+    """What wrote a record last."""
+    made_by = {name: value for name, value in record.items() if name in Provenance.__annotations__}
+    return cast(Provenance, made_by)
+
+
+def _in_words(need: str) -> str:
+    """A need whose value is a hash."""
+    return f"the content of {need}" if need in BY_CONTENT else need

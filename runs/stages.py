@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 StageName = Literal["cnn", "features", "tlstm", "explain", "report"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order in which they run
+BY_CONTENT = {"REFERENCE": (), "ATLAS": (".csv",)}  # settings that name a file, and what is read beside it
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Stage:
     needs: tuple[StageName, ...]  # stages whose files it reads; the last one's settings are its own too
     makes: tuple[str, ...]  # files and folders that it leaves in the run's folder
     settings: tuple[str, ...] = ()  # that its result depends on, besides those of the last stage in `needs`
-    resumes_from: tuple[str, ...] = ()  # folders that a stopped stage goes on from; removed when it begins anew
+    results: tuple[str, ...] = ()  # of these, files and folders that other stages read
+    removes: tuple[str, ...] = ()  # folders that are removed when it begins anew; a stopped stage goes on from them
     always: bool = False  # done in every run that asks for it, finished or not
 
 
@@ -31,6 +33,7 @@ STAGES: dict[StageName, Stage] = {
             function="train",
             needs=(),
             makes=("cnn",),
+            results=("cnn/best.weights.h5",),
             settings=(
                 *("SEED", "TARGET_SHAPE", "RESAMPLE", "REFERENCE", "WIDTH", "NORM", "PRECISION", "DROPOUT_RATE"),
                 *(
@@ -46,21 +49,23 @@ STAGES: dict[StageName, Stage] = {
                 *("CLIP_NORM", "EMA", "RECOMPUTE", "EPOCHS", "PATIENCE", "AUGMENT_SHIFT", "AUGMENT_ROTATE"),
                 *("AUGMENT_SCALE", "AUGMENT_FLIP", "AUGMENT_BIAS", "AUGMENT_GAIN", "AUGMENT_NOISE"),
             ),
-            resumes_from=("cnn",),
+            removes=("cnn",),
         ),
         Stage(
             name="features",
             function="extract_features",
             needs=("cnn",),
             makes=("features", "cnn/crossfit"),
+            results=("features",),
             settings=("CROSS_FIT",),
-            resumes_from=("cnn/crossfit",),
+            removes=("cnn/crossfit",),
         ),
         Stage(
             name="tlstm",
             function="train_tlstm",
             needs=("features",),
             makes=("tlstm",),
+            results=("tlstm/model.json", "tlstm/model.pt", "tlstm/predictions.csv"),
             settings=(
                 *("POOL", "LINK", "NUM_SEEDS", "COMPONENTS", "PENALTIES", "HIDDEN", "TLSTM_DROPOUT"),
                 *("TLSTM_LEARNING_RATE", "TLSTM_WEIGHT_DECAY", "TLSTM_EPOCHS", "TLSTM_PATIENCE", "RECALIBRATE"),
@@ -74,9 +79,9 @@ STAGES: dict[StageName, Stage] = {
             makes=("explain", "explained_cohort"),
             settings=(
                 *("EXPLAIN", "EXPLAIN_COHORT", "SAMPLE_INDEX", "SHAP_ENGINE", "SHAP_BACKGROUND_SIZE"),
-                *("SHAP_NSAMPLES", "GRAD_CAM_LAYER", "HIRES_CAM_LAYER", "ATLAS"),
+                *("SHAP_NSAMPLES", "SHAPLEY_BACKGROUND", "GRAD_CAM_LAYER", "HIRES_CAM_LAYER", "ATLAS"),
             ),
-            resumes_from=("explain", "explained_cohort"),
+            removes=("explain", "explained_cohort"),
         ),
         Stage(
             name="report",

@@ -1,5 +1,6 @@
 import gzip
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,16 @@ import pandas as pd
 import pytest
 
 import data
+from cohort import entries
+from cohort.entries import DAMAGED
 from cohort.extent import measure_extent
 from cohort.grid import Grid
+from cohort.measured import name_identical
+from cohort.scans import open_scan
 from cohort.volume import preprocess, read_image
 from config import read_config
 from runs.errors import InputError
+from runs.files import read_json
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (16, 18, 20)
@@ -181,6 +187,120 @@ def test_an_entry_that_is_not_whole_is_made_anew(table, tmp_path):
     assert [entry.read_bytes() for entry in cache.entries] == contents
 
 
+@pytest.mark.parametrize("number", [np.nan, -np.inf])
+def test_an_entry_that_is_not_finite_is_made_anew_and_told(table, tmp_path, number):
+    cache = build(table, tmp_path)
+    before, spoilt = cache.entries[2].read_bytes(), np.load(cache.entries[2])
+    spoilt[8, 8, 8] = number
+    np.save(cache.entries[2], spoilt)
+    again = build(table, tmp_path)
+    assert again.num_built == 1 and cache.entries[2].read_bytes() == before
+    assert [line for line in again.warnings if "not finite" in line] == [f"s2: {table['nifti_path'][2]}: {DAMAGED}"]
+    assert build(table, tmp_path).warnings == cache.warnings
+
+
+# ---- What is known of the volumes --------------------------------------------------------------------
+def test_a_second_start_reads_no_volume_and_each_header_once(table, tmp_path, monkeypatch):
+    first = build(table, tmp_path)
+    opened = []
+    monkeypatch.setattr(entries, "open_scan", lambda path, most: opened.append(path) or open_scan(path, most))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("a volume was read"))
+    again = build(table, tmp_path, jobs=-1)
+    assert again.num_built == 0 and opened == table["nifti_path"].to_list()
+    assert again.entries == first.entries and again.warnings == first.warnings
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 1}', '{"version": 1, "volumes": {"a": {"size": 1}}}'])
+def test_a_damaged_table_of_what_is_known_is_made_anew(table, tmp_path, caplog, text):
+    build(table, tmp_path)
+    path = tmp_path / "cache" / "measured.json"
+    before = path.read_text()
+    path.write_text(text)
+    assert build(table, tmp_path).num_built == 0 and path.read_text() == before
+    assert "measured.json is damaged, and made anew" in caplog.text
+
+
+def test_a_table_of_another_version_is_made_anew(table, tmp_path):
+    build(table, tmp_path)
+    path = tmp_path / "cache" / "measured.json"
+    before = path.read_text()
+    path.write_text(before.replace('"version": 1', '"version": 0'))
+    assert build(table, tmp_path).num_built == 0 and path.read_text() == before
+
+
+def test_two_runs_that_share_a_cache_share_what_is_known(table, tmp_path):
+    build(table[:2], tmp_path)
+    build(table[2:], tmp_path)
+    known = read_json(tmp_path / "cache" / "measured.json")["volumes"]
+    entries = build(table, tmp_path).entries
+    assert sorted(known) == sorted(entry.name for entry in entries)
+    entries[0].unlink()
+    build(table[1:].assign(nifti_path=table["nifti_path"][0]), tmp_path, shape=(16, 16, 16))
+    known = read_json(tmp_path / "cache" / "measured.json")["volumes"]
+    assert entries[0].name not in known and len(known) == 3
+
+
+def test_what_is_known_is_the_same_at_every_start(tmp_path, rng):
+    rows = []
+    for number in range(5):
+        values = np.zeros((20, 24, 22), np.float32)
+        values[3:15, 4:20, 4 : 16 + number % 2] = rng.uniform(50, 200, (12, 16, 12 + number % 2))
+        rows.append((f"s{number}", str(save(tmp_path / f"s{number}.nii", values))))
+    table = pd.DataFrame(rows, columns=["scan", "nifti_path"])
+    first, again = build(table, tmp_path), build(table, tmp_path)
+    (tmp_path / "cache" / "measured.json").unlink()
+    assert first.usual == again.usual == build(table, tmp_path).usual is not None
+    assert first.num_different == again.num_different == 5
+
+
+@pytest.mark.parametrize("gain", [1, 2])
+def test_scans_that_hold_the_same_volume_are_named(tmp_path, brain, rng, gain):
+    """Copies, and copies in another scale: their z-scores are the same."""
+    rows = [(f"c{number}", str(save(tmp_path / f"c{number}.nii", brain * gain**number))) for number in range(4)]
+    other = save(tmp_path / "other.nii", np.where(brain > 0, rng.uniform(50, 200, brain.shape), 0))
+    table = pd.DataFrame([*rows, ("other", str(other))], columns=["scan", "nifti_path"])
+    cache = build(table, tmp_path)
+    (line,) = cache.warnings
+    assert line.startswith("4 scans hold the same volume: c0: ") and "; …. Look" in line and "c3" not in line
+    assert cache.num_different == 2
+    assert build(table[3:], tmp_path).warnings == ()
+
+
+def test_many_groups_of_the_same_volume_are_counted():
+    names = [f"s{number}" for number in range(14)]
+    lines = name_identical(names, [str(number // 2) for number in range(14)])
+    assert len(lines) == 6 and lines[0].startswith("2 scans hold the same volume: s0; s1. ")
+    assert lines[-1] == "so do 2 more groups of scans"
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_cohort_of_one_volume_is_refused_before_training(tmp_path, brain, parts):
+    image = save(tmp_path / "a.nii.gz", brain)
+    rows = "".join(f"s{i},a{i},0,{2 + i % 5},{i % 2},{image}\n" for i in range(12))
+    head = "subjectid,imageid,visit_time,time,convert_status,nifti_path\n"
+    (tmp_path / "c.csv").write_text(head + rows)
+    arguments = [f"--COHORT_CSV={tmp_path / 'c.csv'}"]
+    if parts == 3:
+        lines = rows.splitlines(keepends=True)
+        for name, of_part in (("train", lines[:6]), ("val", lines[6:9]), ("test", lines[9:])):
+            (tmp_path / f"{name}.csv").write_text(head + "".join(of_part))
+        arguments = [f"--{name.upper()}_CSV={tmp_path / f'{name}.csv'}" for name in ("train", "val", "test")]
+    config = read_config([*arguments, f"--OUTPUT_DIR={tmp_path / 'o'}", "--TARGET_SHAPE=16,16,16", "--NUM_WORKERS=1"])
+    with pytest.raises(InputError, match="All 12 scans hold the same volume, so the network would give them one value"):
+        data.load_cohort(config)
+
+
+def test_what_preprocessing_warns_of_is_said_of_the_scan(table, tmp_path, monkeypatch):
+    def warn(*arguments):
+        warnings.warn("greys are odd", RuntimeWarning, stacklevel=2)
+        warnings.warn("use another name", DeprecationWarning, stacklevel=2)
+        return preprocess(*arguments)
+
+    monkeypatch.setattr(entries, "preprocess", warn)
+    path = table["nifti_path"][1]
+    assert build(table[1:2], tmp_path).warnings == (f"s1: {path}: RuntimeWarning: greys are odd",)
+
+
 def test_a_grey_that_resizing_loses_is_told():
     """The one voxel that differs lies between the neighbours of every new voxel."""
     greys = np.full((60, 60, 60), 5, np.float32)
@@ -302,9 +422,7 @@ def test_a_few_new_scans_are_compared_with_the_usual_brain_of_a_run(table, tmp_p
     with pytest.raises(InputError, match=r"used \(3\):(\n  s.: .*centre lies 15 mm from the usual one.*){3}"):
         build(table, tmp_path, usual=replace(own, centre=(x, y + 15, z)))
     larger = replace(own, volume=own.volume * 1.5)
-    assert ["0.67 times the usual size" in warning for warning in build(table, tmp_path, usual=larger).warnings] == [
-        True
-    ] * 3
+    assert sum("0.67 times the usual size" in line for line in build(table, tmp_path, usual=larger).warnings) == 3
 
 
 def test_what_a_header_leaves_open_is_noted_once_for_all(tmp_path, brain):
@@ -317,7 +435,8 @@ def test_what_a_header_leaves_open_is_noted_once_for_all(tmp_path, brain):
         table.append((f"q{number}", str(tmp_path / f"q{number}.nii")))
     table = pd.DataFrame(table, columns=["scan", "nifti_path"])
     for _ in ("built", "in the cache"):
-        (note,) = build(table, tmp_path).warnings
+        note, same = build(table, tmp_path).warnings
+        assert same.startswith("6 scans hold the same volume: q0: ")
         assert note.startswith("6 scans: sform and qform differ") and note.count(".nii") == 3
 
 
@@ -374,11 +493,22 @@ def test_volumes_that_are_lost_on_the_way_are_named(cohort_on_disk, tmp_path):
     (tmp_path / "5.npy").unlink()
     (tmp_path / "2.npy").write_bytes((tmp_path / "2.npy").read_bytes()[:-1])
     with (
-        pytest.raises(OSError, match="the volumes of S2_v1, S5_v1 can't be read any more") as error,
+        pytest.raises(OSError, match="the volumes of S2_v1, S5_v1 can't be used any more") as error,
         cohort_on_disk.naming_lost_volumes(),
     ):
         data.load_volume(tmp_path / "2.npy")
     assert str(error.value).startswith(str(tmp_path)) and isinstance(error.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_volumes_that_are_not_finite_are_named_and_made_anew(cohort_on_disk, tmp_path, number):
+    """Whatever the error said, such as that the learning rate is too high."""
+    volume = np.zeros((4, 4, 4), np.float16)
+    volume[1, 2, 3] = number
+    np.save(tmp_path / "3.npy", volume)
+    with pytest.raises(OSError, match="the volumes of S3_v1 can't be used"), cohort_on_disk.naming_lost_volumes():
+        raise InputError("the loss is nan. Lower LEARNING_RATE")
+    assert not (tmp_path / "3.npy").exists() and (tmp_path / "2.npy").exists()
 
 
 def test_an_error_that_has_nothing_to_do_with_lost_volumes_stays(cohort_on_disk):

@@ -11,9 +11,9 @@ from networks import plain_gradient, random_network
 from scipy import stats
 
 import explain
-from attribution.evidence import localisation, smooth
+from attribution.evidence import NO_GAP, Attribution, has_gap, localisation, smooth
 from attribution.gradients import stage_gradient
-from attribution.regions import Regions
+from attribution.regions import MEASURES, Regions
 from model import RESNET_STAGES, build_model
 from runs.errors import InputError
 
@@ -158,10 +158,30 @@ def test_one_background_has_no_stability(network, scans):
     assert explain.expected_gradients(network, scans[0], scans[1:3], num_gradients=4, seed=0).stability is not None
 
 
-def test_completeness_error_of_no_gap(network, scans):
-    attribution = explain.expected_gradients(network, scans[0], scans[:1], num_gradients=2, seed=0)
-    assert attribution.gap == 0 and not attribution.map.any()
-    assert attribution.completeness_error == float("inf")
+@pytest.mark.parametrize("copies", [1, 3, 7])
+def test_a_volume_that_is_its_background_has_nothing_to_explain(network, scans, copies):
+    """A mean of equal log-hazards may differ from each of them in its last bit: no error of 100 % comes of that."""
+    background = np.repeat(scans[:1], copies, axis=0)
+    labels = np.ones(scans[0].shape[:3], np.int16)
+    labels[:8] = 2
+    space = explain.Space((1, 1, 1), labels == 2, Regions(labels, {1: "a", 2: "b"}))
+    plain = settings(num_gradients=4, randomisation_gradients=0)
+    explanation = explain.explain_scan(network, scans[0], background, plain, space)
+    metrics = json.loads(json.dumps(explanation["metrics"]["shap"], allow_nan=False))
+    assert not explanation["maps"]["shap"].any() and metrics["completeness_error"] is None
+    assert metrics["why"] == NO_GAP
+    assert [metrics[name] for name in MEASURES] == [None] * 4
+    assert metrics["localisation"] == {"auc": 0.5, "enrichment": None, "peak_mm": None}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "differs"),
+    [(0.5, 0.5, False), (0.5, 0.5000001, False), (0.5, 0.501, True), (40.0, 40.0001, False), (1e-9, 0.0, False)],
+)
+def test_a_gap_is_more_than_rounding(value, expected, differs):
+    attribution = Attribution(np.zeros((2, 2, 2)), value, expected, 0.0, None, 1)
+    assert has_gap(value, expected) == differs == has_gap(expected, value)
+    assert attribution.completeness_error == (pytest.approx(1.0) if differs else None)
 
 
 # ---- Grad-CAM ---------------------------------------------------------------------------------------------------
@@ -305,6 +325,15 @@ def test_the_cohorts_mean_and_where_signs_agree(learned):
     assert cohort["consistency"][truth].mean() > 0.8 > np.abs(cohort["consistency"][inside & ~truth]).mean()
     with pytest.raises(ValueError, match="at least one subject"):
         explain_cohort([], volumes[:8])
+
+
+@pytest.mark.parametrize(
+    ("make_map", "setting"), [(explain.gradcam, "GRAD_CAM_LAYER"), (explain.hirescam, "HIRES_CAM_LAYER")]
+)
+@pytest.mark.parametrize("layer", ["stage5", "stem_conv"])
+def test_an_unknown_layer_is_refused_under_its_settings_name(network, scans, make_map, setting, layer):
+    with pytest.raises(InputError, match=f"{setting}: expected one of stage1, stage2, .* Received: '{layer}'"):
+        make_map(network, scans[0], layer)
 
 
 @pytest.mark.parametrize("wrong", ["volume", "background", "nobody"])

@@ -11,7 +11,7 @@ import pytest
 import predict
 import tlstm
 from config import Config
-from runs.record import THE_INPUT, Record
+from runs.record import LEFT_BY, THE_INPUT, Record
 from survival.link import inner_folds
 
 WIDTH = 4
@@ -148,6 +148,66 @@ def test_the_stages_own_settings_count_not_those_of_a_later_command(rng, tmp_pat
     assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 0
     assert {"survival_1.0", "survival_4.0"} <= set(predictions(folder).columns)
     assert features_by_no_network[0].WIDTH == WIDTH
+
+
+def change_record(folder, change):
+    record = json.loads((folder / "config.json").read_text())
+    change(record)
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+def test_another_network_of_the_same_settings_is_refused(rng, tmp_path, capsys):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    change_record(folder, lambda record: record["stages"]["tlstm"]["needs"].update({f"{LEFT_BY} cnn": "another"}))
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 2
+    assert "the results of cnn: stage 1 was trained anew since" in capsys.readouterr().err
+
+
+def test_the_file_of_the_runs_reference_is_not_needed(rng, tmp_path):
+    (tmp_path / "mni.nii").write_text("read by main.py alone")
+    settings = {"REFERENCE": tmp_path / "mni.nii", "MRI_FOLDER": tmp_path / "mri"}
+    folder = trained_run(tmp_path / "o", rng, covariate=False, **settings)
+    (tmp_path / "mni.nii").unlink()
+    csv = new_scans(tmp_path / "new.csv", rng)
+    assert run_here(folder, csv) == 0
+    assert run_here(folder, csv, f"--REFERENCE={tmp_path / 'mni.nii'}") == 0
+    assert run_here(folder, csv, f"--REFERENCE={tmp_path / 'other.nii'}") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (lambda brain: None, 0, ""),
+        (lambda brain: brain.update(centre=[30, 42, 30]), 0, "centre lies 12 mm from the usual one"),
+        (lambda brain: brain.update(volume=1.5 * 64**3), 0, "of 0.67 times the usual size"),
+        (lambda brain: brain.update(centre=[30, 60, 30]), 2, "centre lies 30 mm from the usual one"),
+        (lambda brain: brain.update(volume=0.5 * 64**3), 2, "of 2.00 times the usual size"),
+        (lambda brain: brain.update(centre=[30, 60]), 2, "expected the record of a run, received another"),
+        (lambda brain: brain.pop("volume"), 2, "expected the record of a run, received another"),
+    ],
+)
+def test_one_new_scan_is_compared_with_the_usual_brain_of_the_run(rng, tmp_path, capsys, change, code, words):
+    """One scan alone can't say what is usual. Its brain fills the box of 64 mm, so its centre is at 30 mm."""
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    brain = {"volume": 64.0**3, "centre": [30.0, 30.0, 30.0]}
+    change(brain)
+    change_record(folder, lambda record: record["grid"].update(usual_brain=brain))
+    csv = new_scans(tmp_path / "new.csv", rng, visits=(0.0,))
+    csv.write_text("\n".join(csv.read_text().splitlines()[:2]))
+    assert run_here(folder, csv) == code
+    message = capsys.readouterr().err
+    assert words in message and ("the usual" in message) == ("usual" in words)
+
+
+@pytest.mark.parametrize("spoil", ["a file", "a dangling link"])
+def test_where_predictions_cannot_be_written_is_refused_before_features(
+    rng, tmp_path, capsys, features_by_no_network, spoil
+):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    place = folder / "predictions"
+    place.touch() if spoil == "a file" else place.symlink_to(tmp_path / "none")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 2
+    assert f"{place}: expected a folder, found a" in capsys.readouterr().err and features_by_no_network == []
 
 
 @pytest.mark.parametrize(("need", "value"), [("WIDTH", 8), ("SEED", 5), (THE_INPUT, "another cohort")])

@@ -1,5 +1,6 @@
 """What the trained network says of every scan: its pooled features and its log-hazard."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,10 @@ import pandas as pd
 import tensorflow as tf
 
 from model import feature_model
+from runs.errors import InputError
 from training.devices import Workers
+
+logger = logging.getLogger(__name__)
 
 Predict = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
 
@@ -57,8 +61,23 @@ def feature_table(model: keras.Model, table: pd.DataFrame, *, batch_size: int) -
         batch_size: volumes in memory at a time.
     Returns:
         The table without its files' columns, then `log_hazard` and `feature_1` ... `feature_512` (at width 64).
+    Raises:
+        InputError: an output is not finite; names the scans.
     """
     features, log_hazard = make_predict(model)(table["cache_entry"].to_list(), batch_size)
+    is_finite = np.isfinite(features).all(axis=1) & np.isfinite(log_hazard)
+    if not is_finite.all():
+        raise InputError(
+            f"Stage 1 gives numbers that are not finite for {', '.join(table['scan'][~is_finite])}. Look at these "
+            "scans; remove their volumes from the cache, if they are sound."
+        )
+    if len(table) > 1 and np.ptp(log_hazard) == 0:
+        logger.warning(
+            "stage 1 gives each of %d scans the same log-hazard, %g: the scans are alike, or the network has learned "
+            "nothing (lower LEARNING_RATE)",
+            len(table),
+            log_hazard[0],
+        )
     names = [f"feature_{number}" for number in range(1, features.shape[1] + 1)]
     named = pd.DataFrame(features, columns=names, index=table.index)
     table = table.drop(columns=["nifti_path", "cache_entry"])

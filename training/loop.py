@@ -19,7 +19,7 @@ import tensorflow as tf
 from callbacks import BestWeights, History, LearningRate, Progress, ValidationConcordance
 from loss import Outcome
 from runs.errors import InputError
-from runs.processes import finishing_step, stop_requested
+from runs.signals import finishing_step, stop_requested
 from training.checkpoint import Checkpoint, Position
 from training.devices import Workers
 from training.features import make_predict
@@ -141,9 +141,19 @@ class Training:
         return logs | {"seconds": round(position.seconds, 1)}
 
     def predict_averaged(self, scans: Scans) -> np.ndarray:
-        """(N,) log-hazards of scans by the averaged weights, if there are any."""
+        """(N,) log-hazards of scans by the averaged weights, if there are any.
+
+        Raises:
+            InputError: one of them is not finite; names the scans.
+        """
         with self.steps.ema.swap_in_ema():
-            return self.predict(scans.entries, self.options.batch_size)[-1]
+            log_hazard = self.predict(scans.entries, self.options.batch_size)[-1]
+        if not np.isfinite(log_hazard).all():
+            raise InputError(
+                f"validation: the log-hazards of {', '.join(scans.scan[~np.isfinite(log_hazard)])} are not finite. "
+                "Lower LEARNING_RATE, or look at these scans; the best weights so far are kept."
+            )
+        return log_hazard
 
     def save_averaged(self, path: Path) -> None:
         """Write the weights that validation saw."""

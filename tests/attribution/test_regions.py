@@ -67,6 +67,29 @@ def test_parcels_are_the_same_for_the_same_seed(brain):
         regions.make_parcels(np.arange(8).reshape(2, 2, 2) < 3, AFFINE, num_parcels=8)
 
 
+@pytest.mark.parametrize(
+    ("shift", "has_sides"), [(0, True), (15, True), (-15, True), (38, False), (-60, False), (500, False)]
+)
+def test_sides_are_named_only_where_the_origin_lies_amid_the_brain(brain, shift, has_sides):
+    """Where x = 0 is a corner of the grid, every parcel would be called right, and mirrored onto nothing."""
+    affine = AFFINE.copy()
+    affine[0, 3] += shift
+    assert regions.has_midline(brain, affine) == has_sides
+    parcels = regions.make_parcels(brain, affine, num_parcels=12)
+    sides = {name.split()[0] for name in parcels.names.values()} & {"left", "right"}
+    assert sides == ({"left", "right"} if has_sides else set())
+    assert len(set(parcels.names.values())) == 12 if shift == 0 or not has_sides else len(parcels.names) >= 8
+    assert (parcels.labels > 0).sum() == brain.sum() and set(np.unique(parcels.labels[brain])) == set(parcels.names)
+    if not has_sides:
+        assert not any("lateral" in name or "medial" in name for name in parcels.names.values())
+
+
+def test_a_region_cut_out_of_one_side_has_no_sides(brain):
+    right = brain.copy()
+    right[:10] = False
+    assert not regions.has_midline(right, AFFINE) and not regions.has_midline(right[::-1], AFFINE)
+
+
 def test_an_atlas_on_a_finer_grid_gives_the_nearest_label(tmp_path, brain):
     fine = np.zeros((40, 32, 24), np.int16)
     fine[:20], fine[20:] = 7, 9

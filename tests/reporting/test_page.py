@@ -320,6 +320,21 @@ def test_the_record(whole):
     assert "code 0123456789ab with changes · seed 7" in page.words
 
 
+@pytest.mark.parametrize(
+    ("made_by", "words"),
+    [
+        ({"versions": {"numpy": "1.9"}, "commit": "0123456789abcdef+"}, "cnn (numpy 1.9 instead of 2)."),
+        ({"versions": {"numpy": "2"}, "commit": "f" * 40}, "cnn (commit ffffffffffff instead of 0123456789ab+)."),
+        ({"versions": {"numpy": "2"}, "commit": "0123456789abcdef+"}, None),
+        ({}, None),
+    ],
+)
+def test_a_stage_that_other_versions_have_made_is_named(run, made_by, words):
+    change(run / "config.json", lambda record: record["stages"]["cnn"].update(made_by=made_by))
+    begin = "Made by other versions than the rest of this run: "
+    assert (begin in page_of(run).words) == bool(words) and (not words or begin + words in page_of(run).words)
+
+
 # ---- A run with some stages only
 def test_an_empty_run_is_a_page_that_says_so(tmp_path):
     page = Page(reporting_page.write_report(tmp_path).read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from feature_tables import feature_table
@@ -10,6 +11,7 @@ from programs import run
 from cohort.tables import ON_DISK
 from reporting.run_folder import RunFolder
 from runs import log, processes
+from runs.errors import InputError
 from runs.files import ROOT
 
 
@@ -132,3 +134,45 @@ def test_a_refused_run_leaves_the_log_of_an_earlier_one_alone(tmp_path, visits):
     done = run(f"--FEATURES={tmp_path / 't.csv'}", f"--OUTPUT_DIR={tmp_path / 'o'}", program="tlstm.py")
     assert done.returncode == 2 and "read as a table with" in done.stderr
     assert (tmp_path / "o" / "run.log").read_text() == "earlier\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("Rows can't be used (2):\n  row 3: é"), 2, "ERROR runs.log: Rows can't be used (2):"),
+        (OSError(5, "a broken disk"), 1, "ERROR runs.log: Failed: [Errno 5] a broken disk. What is finished stays; "),
+        (KeyboardInterrupt(), 143, "INFO runs.log: Stopped. The same command goes on from here."),
+    ],
+)
+def test_how_a_program_ended_is_in_its_log(tmp_path, capsys, error, code, line):
+    def work(_):
+        log.log_to(tmp_path / "run.log")
+        raise error
+
+    assert processes.run_main(lambda: SimpleNamespace(MAX_HOURS=None), work) == code
+    first, *others = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    assert first.split(" ", 2)[2].startswith(line) and others == (["  row 3: é"] if code == 2 else [])
+    assert capsys.readouterr().err.count(line.split(": ", 1)[1]) == 1
+
+
+def test_what_a_program_refuses_before_its_own_log_is_in_that_of_the_one_that_runs_it(tmp_path, capsys):
+    def work(_):
+        log.log_to(tmp_path / "run.log")
+        processes.run_program("tlstm.py", {"FEATURES": str(tmp_path / "none.csv"), "OUTPUT_DIR": str(tmp_path / "o")})
+
+    with pytest.raises(SystemExit):
+        processes.run_main(lambda: SimpleNamespace(MAX_HOURS=None), work)
+    refusal, ending = read(tmp_path / "run.log")
+    assert refusal.startswith("ERROR runs.log: ") and "none.csv: expected a table, found no such file" in refusal
+    assert ending == "ERROR runs.processes: tlstm.py ended with exit code 2"
+
+
+def test_how_a_program_ended_is_told_on_a_full_disk_too(tmp_path, capsys):
+    def work(_):
+        log.log_to(tmp_path / "run.log")
+        (tmp_path / "run.log").unlink()
+        (tmp_path / "run.log").symlink_to("/dev/full")
+        raise InputError("row 3: é")
+
+    assert processes.run_main(lambda: SimpleNamespace(MAX_HOURS=None), work) == 2
+    assert capsys.readouterr().err == "row 3: é\n"

@@ -79,12 +79,12 @@ def program(text, **kwargs):
 
 LOOP = """
 import time
-from runs import processes
+from runs import processes, signals
 def run():
-    with processes.finishing_step():
-        processes.stop_on_signals(MAX_HOURS)
+    with signals.finishing_step():
+        signals.stop_on_signals(MAX_HOURS)
         print("begun", flush=True)
-        while not processes.stop_requested():
+        while not signals.stop_requested():
             time.sleep(0.01)
         print("saved", flush=True)
         time.sleep(SECONDS)

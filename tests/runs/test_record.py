@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from config import read_config
 from runs import files
 from runs.errors import InputError
 from runs.files import fingerprint, read_json, write_json
+from runs.provenance import differences, provenance
 from runs.record import Record
 from runs.stages import STAGES
 
@@ -140,6 +142,154 @@ def test_what_a_link_leads_to_is_not_removed(record, tmp_path, tmp_path_factory)
     assert (elsewhere / "a1" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(("stage", "linked"), [("explain", "explain"), ("explain", "explained_cohort"), ("cnn", "cnn")])
+def test_old_results_behind_a_link_are_refused_before_a_stage_begins(record, tmp_path, tmp_path_factory, stage, linked):
+    """Neither kept and told as new, nor removed: who made the link may keep other files there."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (tmp_path / linked).symlink_to(elsewhere)
+    with record().running(stage):
+        leave(tmp_path, f"{linked}/a1/metrics.json", "old")
+    other = record("--WIDTH=8")
+    with pytest.raises(InputError, match=rf"\(1\):\n  {stage}: {tmp_path / linked} leads to {elsewhere}, which holds"):
+        other.refuse_folders(["cnn", "explain"])
+    with pytest.raises(InputError, match="leads to"), other.running(stage):
+        pass
+    assert (elsewhere / "a1" / "metrics.json").read_text() == "old" and record().is_done(stage)
+    shutil.rmtree(elsewhere / "a1")
+    with other.running(stage):
+        leave(tmp_path, f"{linked}/b1/metrics.json")
+    assert (elsewhere / "b1").exists() and (tmp_path / linked).is_symlink()
+
+
+@pytest.mark.parametrize("spoil", ["dangling", "file", "unwritable"])
+def test_a_folder_that_cannot_be_written_is_refused_by_name(record, tmp_path, monkeypatch, spoil):
+    path = tmp_path / "explain"
+    if spoil == "dangling":
+        path.symlink_to(tmp_path / "not there")
+    elif spoil == "file":
+        path.touch()
+    else:
+        path.symlink_to("/proc/self")  # nobody can write there, root neither
+    with pytest.raises(InputError, match=rf"\(1\):\n  explain: {path}: (expected a folder, found a|can't be written)"):
+        record().refuse_folders(["cnn", "explain", "report"])
+    record().refuse_folders(["cnn", "report"])
+
+
+def test_a_folder_that_stays_is_one_error(record, tmp_path, monkeypatch):
+    do(record(), "cnn")
+    leave(tmp_path, "cnn/history.csv")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path: None)
+    with (
+        pytest.raises(files.WriteError, match="cnn: can't be removed: it is still there"),
+        record("--WIDTH=8").running("cnn"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("setting", "beside", "stage"), [("ATLAS", "labels.csv", "explain"), ("REFERENCE", None, "cnn")]
+)
+def test_a_file_that_a_setting_names_counts_by_its_content(record, tmp_path, setting, beside, stage):
+    first, second = leave(tmp_path, "one/labels.nii.gz", "a"), leave(tmp_path, "two/labels.nii.gz", "a")
+    do(record(f"--{setting}={first}"), "cnn", "features", "tlstm", "explain")
+    assert record(f"--{setting}={second}").is_done(stage)  # a copy elsewhere
+    second.write_text("b")
+    assert record(f"--{setting}={second}").changes(stage) == [f"the content of {setting}"]
+    assert record().changes(stage) == [f"the content of {setting}"]
+    first.write_text("b")
+    assert not record(f"--{setting}={first}").is_done(stage)
+    first.write_text("a")
+    assert record(f"--{setting}={first}").is_done("explain")
+    if beside:
+        leave(tmp_path, f"one/{beside}", "label,region")
+        assert record(f"--{setting}={first}").changes(stage) == [f"the content of {setting}"]
+        assert record(f"--{setting}={first}").is_done("cnn")
+
+
+def test_what_a_stage_read_of_another_one_counts_by_its_content(record, tmp_path):
+    """Stage 1 is trained anew by other libraries, with the same settings: what came of the old network is stale."""
+    for stage, name in (
+        ("cnn", "cnn/best.weights.h5"),
+        ("features", "features/train.parquet"),
+        ("tlstm", "tlstm/model.pt"),
+    ):
+        with record().running(stage):
+            leave(tmp_path, name)
+    assert record().is_done("tlstm")
+    leave(tmp_path, "cnn/history.csv", "seconds")
+    with record().running("cnn"):
+        leave(tmp_path, "cnn/best.weights.h5")
+    assert record().is_done("features") and record().is_done("tlstm")  # the same weights
+    (tmp_path / "cnn" / "best.weights.h5").unlink()
+    with record().running("cnn"):
+        leave(tmp_path, "cnn/best.weights.h5", "others")
+    assert record().changes("features") == ["the results of cnn"] == record().changes("tlstm")
+
+
+def test_a_run_that_was_moved_or_copied_stays_done(record, tmp_path, tmp_path_factory):
+    with record().running("cnn"):
+        leave(tmp_path, "cnn/best.weights.h5")
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "run"
+    shutil.copytree(tmp_path, elsewhere)
+    settings = read_config([f"--OUTPUT_DIR={elsewhere}"]).model_dump(mode="json")
+    assert Record(elsewhere, settings, inputs="input", grid=GRID, threads=2).is_done("cnn")
+
+
+# ---- What made a stage -------------------------------------------------------------------------------
+@pytest.fixture
+def other_versions(monkeypatch):
+    """From now on this process is one of other versions."""
+
+    def change():
+        now = provenance()
+        other = now | {"versions": now["versions"] | {"numpy": "9.9"}, "commit": "f" * 40}
+        monkeypatch.setattr("runs.record.provenance", lambda: other)
+
+    return change
+
+
+def test_a_stage_keeps_what_made_it(record, tmp_path, other_versions):
+    do(record(), "cnn")
+    other_versions()
+    again = record()
+    assert (
+        again.is_done("cnn")
+        and again.made_otherwise("cnn")[0] == f"numpy {provenance()['versions']['numpy']} instead of 9.9"
+    )
+    do(again, "features")
+    content = read_json(tmp_path / "config.json")
+    assert content["stages"]["cnn"]["made_by"] == provenance()
+    assert content["versions"]["numpy"] == content["stages"]["features"]["made_by"]["versions"]["numpy"] == "9.9"
+    assert again.made_otherwise("features") == []
+
+
+def test_a_stage_that_others_have_begun_says_so(record, tmp_path, other_versions, caplog):
+    with pytest.raises(KeyboardInterrupt), record().running("cnn"):
+        raise KeyboardInterrupt
+    other_versions()
+    do(record(), "cnn")
+    assert "cnn: goes on from what was made by other versions: numpy " in caplog.text
+    stage = read_json(tmp_path / "config.json")["stages"]["cnn"]
+    assert stage["begun_by"] == provenance() and stage["made_by"]["versions"]["numpy"] == "9.9"
+    do(record("--WIDTH=8"), "cnn")
+    assert "begun_by" not in read_json(tmp_path / "config.json")["stages"]["cnn"]
+
+
+def test_a_record_of_an_earlier_version_has_one_provenance(record, tmp_path, other_versions):
+    do(record("--ATLAS=a.nii"), "cnn", "features", "tlstm", "explain")
+    content = read_json(tmp_path / "config.json")
+    for stage in content["stages"].values():
+        del stage["made_by"]
+        for need in [need for need in stage["needs"] if need.startswith("the results of")]:
+            del stage["needs"][need]
+    content["stages"]["explain"]["needs"]["ATLAS"] = "a.nii"
+    write_json(tmp_path / "config.json", content)
+    other_versions()
+    again = record("--ATLAS=a.nii")
+    assert again.is_done("explain") and again.made_otherwise("cnn")[0].startswith("numpy ")
+    assert record("--ATLAS=b.nii").changes("explain") == ["the content of ATLAS"]
+
+
 def test_a_stage_whose_files_are_lost_is_done_anew(record, tmp_path):
     first = record()
     for stage, name in (("cnn", "cnn/best.weights.h5"), ("features", "features/train.parquet")):
@@ -204,3 +354,20 @@ def test_a_log_on_a_full_disk_is_one_error(tmp_path):
 def test_a_digest_knows_where_its_parts_end():
     assert fingerprint("ab", "c") != fingerprint("a", "bc")
     assert fingerprint("a", b"b") == fingerprint("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, {"version": "2", "commit": "a"}, []),
+        ({"version": "1", "versions": {}}, {"version": "2", "versions": {"numpy": "2"}}, ["CNN-TLSTM 1 instead of 2"]),
+        ({"commit": "a" * 40 + "+"}, {"commit": "a" * 40}, [f"commit {'a' * 12}+ instead of {'a' * 12}"]),
+        (
+            {"versions": {"b": "1", "a": "1"}},
+            {"versions": {"a": "2", "b": "3"}},
+            ["a 1 instead of 2", "b 1 instead of 3"],
+        ),
+    ],
+)
+def test_what_differs_of_two_provenances_is_told(before, after, told):
+    assert differences(before, after) == told and differences(after, after) == []

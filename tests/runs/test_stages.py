@@ -9,7 +9,7 @@ def test_the_table_has_every_stage_in_the_order_of_their_needs():
     for place, stage in enumerate(STAGES.values()):
         assert set(stage.needs) <= set(STAGE_NAMES[:place])
         assert stage.makes
-        assert all(any(folder.startswith(made) for made in stage.makes) for folder in stage.resumes_from)
+        assert all(any(folder.startswith(made) for made in stage.makes) for folder in stage.removes)
     settings = [setting for stage in STAGES.values() for setting in stage.settings]
     assert len(set(settings)) == len(settings)
 

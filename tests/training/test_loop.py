@@ -101,6 +101,16 @@ def test_too_few_events_are_refused_before_training(parts, tmp_path, name, subje
     assert not (tmp_path / "history.csv").exists()
 
 
+@pytest.mark.parametrize(("number", "rows"), [(np.nan, [3]), (np.inf, [0, 5])])
+def test_a_validation_that_is_not_finite_is_refused_by_scan(parts, tmp_path, monkeypatch, number, rows):
+    log_hazard = np.zeros(len(parts["val"].entries), np.float32)
+    log_hazard[rows] = number
+    monkeypatch.setattr(loop, "make_predict", lambda model, workers: lambda entries, size: (None, log_hazard))
+    named = ", ".join(parts["val"].scan[rows])
+    with pytest.raises(InputError, match=f"validation: the log-hazards of {named} are not finite"):
+        train(build(), parts, options(epochs=1), tmp_path)
+
+
 class Killed(Exception):
     """A kill, as far as the loop can tell."""
 
