@@ -534,8 +534,9 @@ def compare_with_rivals(config: Config) -> None:
         )
     table = tables.read_features(config.FEATURES, **tables.reading_of(config))
     columns = usable_columns({"table": table})
-    bounds = {"num_parts": config.FOLDS, "windows": config.WINDOWS}
-    grid = landmark_grid({"table": table}, config.LANDMARKS, config.LANDMARK_STEP, **bounds)
+    grid = landmark_grid(
+        {"table": table}, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS, windows=config.WINDOWS
+    )
     histories: list[pd.DataFrame] = []
     models = _model_and_rivals(config, columns, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
