@@ -24,6 +24,7 @@ from runs.files import read_json, written_whole
 from runs.manifest import RECORD, RunRecord, damage_lines, find_damage, read_record
 from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
+from survival.cohort_words import log_cohort
 from survival.predictor import curve_years
 from survival.ranges import by_subject, find_out_of_range, lines_of
 
@@ -55,6 +56,7 @@ def predict(asked: Config) -> Path:
     _check_columns(table, config, asked.PREDICT_CSV)
     last = table.groupby("subject")["visit_time"].max()
     years = f"{last.min():.2f} to {last.max():.2f} years"
+    log_cohort({"new scans": table}, time_unit=config.TIME_UNIT)
     logger.info("%d subjects, %d scans; each is predicted from the last visit, %s", len(last), len(table), years)
     table, cache = build_cache(
         table,

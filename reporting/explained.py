@@ -57,6 +57,43 @@ def check_choices(config: Config, test: pd.DataFrame) -> None:
     raise_if_any("Scans to explain are not in the test part", problems, "Name others, or change the split.")
 
 
+def check_regions(config: Config, cohort: Cohort) -> None:
+    """Refuse an atlas or a brain that gives no regions to explain by, before hours of training.
+
+    Args:
+        config: of the run.
+        cohort: of the run; its volumes are (X, Y, Z) voxels of `cohort.cache.grid`.
+    Raises:
+        InputError: ATLAS is no label image in the scans' space, or the brain has fewer voxels than parcels.
+    """
+    if "explain" in config.STAGES:
+        make_regions(config.ATLAS, load_volumes(_background_entries(config, cohort)), cohort.cache.grid)
+
+
+def make_regions(atlas: Path | None, volumes: np.ndarray, grid: Grid) -> Regions:
+    """Make the regions that maps are summed by.
+
+    Args:
+        atlas: of the setting ATLAS; None: parcels.
+        volumes: (B, X, Y, Z, 1); the brain is where one of them is not 0.
+        grid: of the volumes.
+    Returns:
+        The regions on the grid, (X, Y, Z).
+    Raises:
+        InputError: as `read_atlas` and `make_parcels`.
+    """
+    brain = (volumes != 0).any(axis=(0, -1))  # (X, Y, Z)
+    return read_atlas(atlas, brain, grid.affine) if atlas else make_parcels(brain, grid.affine)
+
+
+def _background_entries(config: Config, cohort: Cohort) -> list[str]:
+    """The cache entries of SHAP_BACKGROUND_SIZE training scans, drawn by SEED; of all, if there are no more."""
+    entries = cohort.parts["train"]["cache_entry"]
+    rng = np.random.default_rng(config.SEED)
+    number = min(config.SHAP_BACKGROUND_SIZE, len(entries))
+    return entries.iloc[np.sort(rng.choice(len(entries), size=number, replace=False))].to_list()
+
+
 class Explanations:
     """The explanations of one run: of chosen scans of the test part, and of many test subjects together.
 
@@ -70,7 +107,7 @@ class Explanations:
         self.config, self.cohort, self.model = config, cohort, model
         self.folder, self.test = config.OUTPUT_DIR, cohort.parts["test"]
         self.background = self._draw_background()
-        self.regions = self._make_regions()
+        self.regions = make_regions(config.ATLAS, self.background, cohort.cache.grid)
 
     def write(self) -> None:
         """Write a folder for each chosen scan, then the cohort's; a folder that is whole already is left as it is."""
@@ -149,20 +186,13 @@ class Explanations:
         event = dict(zip(last["subject"], last["event"], strict=True))
         brains.save_cohort(folder, cohort, grid=self.cohort.cache.grid, event=event)
 
-    # ---- What a map is compared with, and summed by
+    # ---- What a map is compared with
     def _draw_background(self) -> np.ndarray:
-        """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""
-        entries, wanted = self.cohort.parts["train"]["cache_entry"], self.config.SHAP_BACKGROUND_SIZE
+        """(B, X, Y, Z, 1) training scans against which SHAP explains."""
+        entries, wanted = _background_entries(self.config, self.cohort), self.config.SHAP_BACKGROUND_SIZE
         if len(entries) < wanted:
             logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans of %d", len(entries), wanted)
-        rng = np.random.default_rng(self.config.SEED)
-        rows = np.sort(rng.choice(len(entries), size=min(wanted, len(entries)), replace=False))
-        return load_volumes(entries.iloc[rows].to_list())
-
-    def _make_regions(self) -> Regions:
-        """The regions of ATLAS; without one, parcels of the voxels where a background scan has brain."""
-        brain, affine = (self.background != 0).any(axis=(0, -1)), self.cohort.cache.grid.affine  # (X, Y, Z)
-        return read_atlas(self.config.ATLAS, brain, affine) if self.config.ATLAS else make_parcels(brain, affine)
+        return load_volumes(entries)
 
     # ---- The choice of scans
     def _choose(self) -> list[tuple[int, str]]:
