@@ -48,14 +48,14 @@ def tell_cohort(
     """Tell of a cohort what it is, and what is unlikely of it.
 
     Args:
-        parts: tables of visits in memory's columns, by name; outcomes may be absent.
+        parts: tables of visits in memory's columns, by name, sorted by subject and visit; outcomes may be absent.
         time_unit: that the tables were read in.
         landmarks: years from baseline at which to predict; empty: the last visits.
         horizons: years after the landmark at which figures are given.
     Returns:
         The lines of `describe_cohort`; and those of `unlikely_times` and `horizons_not_borne`.
     """
-    table = pd.concat(parts.values(), ignore_index=True)
+    table = pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
     return describe_cohort(table, landmarks), [
         *unlikely_times(table, time_unit),
         *horizons_not_borne(parts, landmarks, horizons),
@@ -66,7 +66,7 @@ def describe_cohort(table: pd.DataFrame, landmarks: Sequence[float] = ()) -> lis
     """Tell who is in a cohort, for how long, and who is left out at a landmark.
 
     Args:
-        table: M visits in memory's columns; outcomes may be absent.
+        table: M visits in memory's columns, sorted by subject and visit; outcomes may be absent.
         landmarks: years from baseline at which to predict.
     Returns:
         A line each about subjects, follow-up, visits and covariates, and one for each landmark.
@@ -122,9 +122,8 @@ def _at_landmark(table: pd.DataFrame, year: float) -> str:
 
 
 def gaps_between_visits(table: pd.DataFrame) -> np.ndarray:
-    """(M - N,) years between each visit and the one before of the same subject; `table` has M visits of N subjects."""
-    by_time = table.sort_values(["subject", "visit_time"])
-    return by_time.groupby("subject")["visit_time"].diff().dropna().to_numpy()
+    """(M - N,) years between each visit and the one before of the same subject; `table` has N subjects."""
+    return table.groupby("subject")["visit_time"].diff().dropna().to_numpy()
 
 
 # ---- What is unlikely ----------------------------------------------------------------------------
