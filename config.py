@@ -331,7 +331,7 @@ def _check_places(config: Config, program: str) -> None:
         for name in FILES
         if name in places and places[name].is_dir()
     ]
-    if program == "main.py" and "MRI_FOLDER" in without_effect(config, given, program):
+    if program == "main.py" and without_effect(config, given & {"MRI_FOLDER"}, program):
         problems.append(
             "MRI_FOLDER: expected the table of its scans too, received no COHORT_CSV or TRAIN_CSV: the run would "
             "train on the simulated cohort"

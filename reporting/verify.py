@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -214,10 +215,7 @@ def _time_network(config: Config, table: pd.DataFrame) -> tuple[float, float, fl
     in_order = steps.reading_order(micro_batches)
     batches = [(tf.constant(noise[: len(part)]), tf.constant(part)) for part in in_order]
 
-    @tf.function
-    def predict(volumes: tf.Tensor) -> tf.Tensor:
-        return model(volumes, training=False)
-
+    predict = tf.function(partial(model, training=False), autograph=False)
     forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
     both = _seconds(lambda _: steps.step(rows, iter(batches), 0), STEPS)
     start = time.perf_counter() - began - STEPS * (forward + both)

@@ -92,7 +92,7 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
 }
 
 
-def without_effect(settings: Settings, given: Collection[str], program: str) -> dict[str, str]:
+def without_effect(settings: Settings, given: Collection[str], program: str) -> dict[str, list[str]]:
     """Find the settings that have no effect in a run.
 
     Args:
@@ -100,10 +100,14 @@ def without_effect(settings: Settings, given: Collection[str], program: str) -> 
         given: names of those that were set for this run.
         program: such as `main.py`.
     Returns:
-        Where each of them would have an effect, in words, by name; none for a program that is not in EFFECTS.
+        Their names by the condition under which they would have one; none for a program that is not in EFFECTS.
     """
-    rules = [rule for rule in EFFECTS.get(program, ()) if not rule.holds(settings)]
-    return {name: rule.where for rule in rules for name in rule.names if name in given}
+    idle: dict[str, list[str]] = {}
+    for rule in EFFECTS.get(program, ()):
+        names = [name for name in rule.names if name in given]
+        if names and not rule.holds(settings):
+            idle.setdefault(rule.where, []).extend(names)
+    return idle
 
 
 def log_without_effect(settings: Settings, given: Collection[str], program: str) -> None:
@@ -118,5 +122,5 @@ def log_without_effect(settings: Settings, given: Collection[str], program: str)
     """
     idle = without_effect(settings, given, program)
     if idle and RUN_BY not in os.environ:
-        named = "; ".join(f"{name} (it has one {where})" for name, where in idle.items())
+        named = "; ".join(f"{', '.join(names)} (only {where})" for where, names in idle.items())
         logger.warning("settings without effect in this run: %s", named)

@@ -180,7 +180,8 @@ def horizons_not_borne(
             name: cut_at_landmarks(part, Visits.of(part), grid).time.max(initial=0) for name, part in parts.items()
         }
         shortest = min(follow_up, key=follow_up.__getitem__)
-        if beyond := [f"{horizon:g}" for horizon in horizons if horizon >= follow_up[shortest]]:
+        beyond = [f"{horizon:g}" for horizon in horizons if horizon >= follow_up[shortest]]
+        if beyond and follow_up[shortest] > 0:  # a landmark with nobody at risk is refused
             since = f"landmark {grid[0]:g}" if grid else "the last visits"
             lines.append(
                 f"HORIZONS: {', '.join(beyond)} years after {since} lie beyond the follow-up of the {shortest} part, "

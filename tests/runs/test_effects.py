@@ -54,10 +54,12 @@ IDLE = [
 @pytest.mark.parametrize(("program", "arguments", "idle"), IDLE)
 def test_what_has_no_effect_is_logged_in_one_line(program, arguments, idle, caplog):
     config = read_config(arguments, program)
-    assert sorted(without_effect(config, config.model_fields_set, program)) == sorted(idle)
+    by_condition = without_effect(config, config.model_fields_set, program)
+    assert sorted(name for names in by_condition.values() for name in names) == sorted(idle)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == bool(idle)
-    assert [name for name in idle if f"{name} (it has one " not in lines[0]] == []
+    for condition, names in by_condition.items():
+        assert f"{', '.join(names)} (only {condition})" in lines[0]
 
 
 def test_a_program_that_another_one_runs_is_silent(monkeypatch, caplog):
