@@ -17,7 +17,7 @@ from cohort.splits import PARTS, split_folds
 from config import Config, read_config
 from data import cache_folder, preprocess_parts, read_parts
 from reporting.event_files import write_events
-from reporting.explained import Explanations, check_regions
+from reporting.explained import Explanations, check_background
 from reporting.preflight import check_folds, check_tables
 from reporting.terminal import closing_table, folds_table
 from reporting.verify import verify
@@ -84,7 +84,7 @@ class Pipeline:
         if self.config.FOLDS:
             self.cross_validate()
             return
-        check_regions(self.config, self.cohort)
+        check_background(self.config, self.cohort)
         log_to(self.folder / "run.log")
         self.record = self._record_of(self.cohort.fingerprint())
         self.record.refuse_changes()

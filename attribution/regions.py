@@ -48,19 +48,31 @@ def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40
     """
     from sklearn.cluster import KMeans  # slow to import
 
+    check_parcels(brain, num_parcels=num_parcels)
     points = nib.affines.apply_affine(affine, np.argwhere(brain))  # (P, 3) mm
     left = points[:, 0] < 0
     folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1]  # (P, 3): the left half mirrored onto the right
-    if len(points) < num_parcels:
-        raise InputError(
-            f"brain: expected at least {num_parcels} voxels, received {len(points)} on the network's grid: too few for "
-            "regions to explain by. Set a larger TARGET_SHAPE, or STAGES without explain."
-        )
     clusters = KMeans(num_parcels // 2, n_init=1, random_state=seed).fit_predict(folded)
     labels = np.zeros(brain.shape, np.int16)
     labels[brain] = 2 * clusters + np.where(left, 1, 2)
     centres = {int(label): points[labels[brain] == label].mean(axis=0) for label in np.unique(labels[brain])}
     return Regions(labels, {label: _describe(centre, points) for label, centre in centres.items()})
+
+
+def check_parcels(brain: np.ndarray, *, num_parcels: int = 40) -> None:
+    """Refuse a brain that can't be cut into parcels.
+
+    Args:
+        brain: (X, Y, Z) bool.
+        num_parcels: as for `make_parcels`.
+    Raises:
+        InputError: fewer voxels than parcels.
+    """
+    if (num_voxels := np.count_nonzero(brain)) < num_parcels:
+        raise InputError(
+            f"brain: expected at least {num_parcels} voxels, received {num_voxels} on the network's grid: too few for "
+            "regions to explain by. Set a larger TARGET_SHAPE, or STAGES without explain."
+        )
 
 
 def _describe(centre: np.ndarray, points: np.ndarray) -> str:

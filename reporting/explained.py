@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from attribution.histories import HistoryExplanation, HistorySettings, ImageStage, explain_history
-from attribution.regions import Regions, make_parcels, read_atlas
+from attribution.regions import Regions, check_parcels, make_parcels, read_atlas
 from cohort.grid import Grid
 from cohort.scans import open_scan
 from cohort.tables import visits_with_time_left
@@ -57,33 +57,39 @@ def check_choices(config: Config, test: pd.DataFrame) -> None:
     raise_if_any("Scans to explain are not in the test part", problems, "Name others, or change the split.")
 
 
-def check_regions(config: Config, cohort: Cohort) -> None:
-    """Refuse an atlas or a brain that gives no regions to explain by, before hours of training.
+def check_background(config: Config, cohort: Cohort) -> None:
+    """Refuse, before hours of training, an atlas or a brain that gives no regions to explain by.
 
     Args:
         config: of the run.
         cohort: of the run; its volumes are (X, Y, Z) voxels of `cohort.cache.grid`.
     Raises:
-        InputError: ATLAS is no label image in the scans' space, or the brain has fewer voxels than parcels.
+        InputError: as `check_regions`, for the scans that SHAP explains against.
     """
     if "explain" in config.STAGES:
-        make_regions(config.ATLAS, load_volumes(_background_entries(config, cohort)), cohort.cache.grid)
+        check_regions(config.ATLAS, load_volumes(_background_entries(config, cohort)), cohort.cache.grid)
 
 
-def make_regions(atlas: Path | None, volumes: np.ndarray, grid: Grid) -> Regions:
-    """Make the regions that maps are summed by.
+def check_regions(atlas: Path | None, volumes: np.ndarray, grid: Grid) -> None:
+    """Refuse an atlas or a brain that gives no regions to explain by.
 
     Args:
         atlas: of the setting ATLAS; None: parcels.
         volumes: (B, X, Y, Z, 1); the brain is where one of them is not 0.
         grid: of the volumes.
-    Returns:
-        The regions on the grid, (X, Y, Z).
     Raises:
-        InputError: as `read_atlas` and `make_parcels`.
+        InputError: ATLAS is no label image in the scans' space, or the brain has fewer voxels than parcels.
     """
-    brain = (volumes != 0).any(axis=(0, -1))  # (X, Y, Z)
-    return read_atlas(atlas, brain, grid.affine) if atlas else make_parcels(brain, grid.affine)
+    brain = _brain(volumes)
+    if atlas:
+        read_atlas(atlas, brain, grid.affine)
+    else:
+        check_parcels(brain)
+
+
+def _brain(volumes: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) bool: where one of the volumes, (B, X, Y, Z, 1), has brain."""
+    return (volumes != 0).any(axis=(0, -1))
 
 
 def _background_entries(config: Config, cohort: Cohort) -> list[str]:
@@ -107,7 +113,7 @@ class Explanations:
         self.config, self.cohort, self.model = config, cohort, model
         self.folder, self.test = config.OUTPUT_DIR, cohort.parts["test"]
         self.background = self._draw_background()
-        self.regions = make_regions(config.ATLAS, self.background, cohort.cache.grid)
+        self.regions = self._make_regions()
 
     def write(self) -> None:
         """Write a folder for each chosen scan, then the cohort's; a folder that is whole already is left as it is."""
@@ -186,13 +192,18 @@ class Explanations:
         event = dict(zip(last["subject"], last["event"], strict=True))
         brains.save_cohort(folder, cohort, grid=self.cohort.cache.grid, event=event)
 
-    # ---- What a map is compared with
+    # ---- What a map is compared with, and summed by
     def _draw_background(self) -> np.ndarray:
         """(B, X, Y, Z, 1) training scans against which SHAP explains."""
         entries, wanted = _background_entries(self.config, self.cohort), self.config.SHAP_BACKGROUND_SIZE
         if len(entries) < wanted:
             logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans of %d", len(entries), wanted)
         return load_volumes(entries)
+
+    def _make_regions(self) -> Regions:
+        """The regions of ATLAS; without one, parcels of the voxels where a background scan has brain."""
+        brain, affine = _brain(self.background), self.cohort.cache.grid.affine
+        return read_atlas(self.config.ATLAS, brain, affine) if self.config.ATLAS else make_parcels(brain, affine)
 
     # ---- The choice of scans
     def _choose(self) -> list[tuple[int, str]]:

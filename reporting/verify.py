@@ -25,7 +25,7 @@ from cohort.splits import split_subjects
 from cohort.volume import preprocess, read_image
 from config import Config
 from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
-from reporting.explained import make_regions
+from reporting.explained import check_regions
 from reporting.preflight import check_folds, check_tables
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
@@ -185,7 +185,7 @@ def _refuse_voxels(scans: pd.DataFrame, grid: Grid, config: Config) -> list[str]
             refused.append((f"{scan}: {path}", str(error)))
     if not refused and "explain" in config.STAGES:
         brains, box = np.stack(volumes)[..., None], grid.resized(config.TARGET_SHAPE)
-        return _refusal(lambda: make_regions(config.ATLAS, brains, box))
+        return _refusal(lambda: check_regions(config.ATLAS, brains, box))
     return name_alike(refused)
 
 

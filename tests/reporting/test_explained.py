@@ -13,7 +13,7 @@ from cohort.grid import Grid
 from config import read_config
 from data import Cache, Cohort
 from reporting import explained
-from reporting.explained import Explanations, check_choices, check_regions
+from reporting.explained import Explanations, check_background, check_choices
 from runs.errors import InputError
 from runs.files import ROOT
 
@@ -91,10 +91,10 @@ def test_a_brain_of_fewer_voxels_than_regions_is_refused_before_training(cohort,
         np.save(entry, brain.astype(np.float16))
     if num_voxels < 40:
         with pytest.raises(InputError, match=f"brain: expected at least 40 voxels, received {num_voxels} on the net"):
-            check_regions(read_config([]), cohort)
-        check_regions(read_config(["--STAGES=cnn,features"]), cohort)
+            check_background(read_config([]), cohort)
+        check_background(read_config(["--STAGES=cnn,features"]), cohort)
     else:
-        check_regions(read_config([]), cohort)
+        check_background(read_config([]), cohort)
 
 
 def test_an_atlas_that_does_not_lie_on_the_brain_is_refused_before_training(cohort, tmp_path):
@@ -104,8 +104,8 @@ def test_an_atlas_that_does_not_lie_on_the_brain_is_refused_before_training(coho
         affine[1, 3] = shift
         nib.save(nib.Nifti1Image(labels, affine), tmp_path / f"{name}.nii")
     with pytest.raises(InputError, match="received an image that covers 0% of the brain"):
-        check_regions(read_config([f"--ATLAS={tmp_path / 'far.nii'}"]), cohort)
-    check_regions(read_config([f"--ATLAS={tmp_path / 'near.nii'}"]), cohort)
+        check_background(read_config([f"--ATLAS={tmp_path / 'far.nii'}"]), cohort)
+    check_background(read_config([f"--ATLAS={tmp_path / 'near.nii'}"]), cohort)
 
 
 def test_the_last_scans_are_chosen_by_the_risk_at_the_last_landmark(explanations):
