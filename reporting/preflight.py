@@ -1,12 +1,14 @@
 """What a run refuses before it reads the first volume: its settings and tables tell. `--VERIFY` refuses the same."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from attribution.regions import read_labels
 from cohort.splits import split_folds
 from config import Config
 from reporting.explained import check_choices
-from runs.errors import raise_if_any
+from runs.errors import InputError, raise_if_any
 from runs.stages import StageName
 from survival.landmarks import check_landmarks
 
@@ -41,31 +43,43 @@ def check_folds(config: Config) -> None:
     raise_if_any("The pipeline can't be cross-validated", problems, "Change these settings, or unset FOLDS.")
 
 
-def whole_table(parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The rows of all parts, sorted by subject and visit, as the cohort's own table has them."""
-    return pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
-
-
 def check_tables(config: Config, parts: dict[str, pd.DataFrame]) -> None:
     """Refuse what a run could not do with its tables, whatever the volumes hold.
 
     Args:
-        config: of the run.
+        config: of the run; `check_folds` has passed.
         parts: `train`, `val` and `test` in memory's columns and years, a row a scan.
     Raises:
-        InputError: too few events for the folds of FOLDS or CROSS_FIT, a landmark with too few at risk, a subject or
-            scan to explain that is not there, or an ATLAS that can't be read.
+        InputError: names all of these: too few events for the folds of FOLDS or CROSS_FIT, landmarks with too few at
+            risk, subjects or scans to explain that are not there, an ATLAS that can't be read.
     """
+    whole = pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
+    problems = refusal_of(lambda: check_choices(config, whole if config.FOLDS else parts["test"]))
+    atlas = config.ATLAS
+    if atlas is not None and "explain" in config.STAGES:
+        problems += refusal_of(lambda: read_labels(atlas))
+    problems += refusal_of(lambda: _check_splits(config, whole, parts))
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def refusal_of(check: Callable[[], object]) -> list[str]:
+    """What a check says that refuses the input; nothing if it does not."""
+    try:
+        check()
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _check_splits(config: Config, whole: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> None:
+    """Refuse folds and landmarks with too few events, in each fold's own parts if there are folds."""
     from training.crossfit import folds_of_scans  # its package holds TensorFlow's modules
 
-    whole = whole_table(parts)
-    check_choices(config, whole if config.FOLDS else parts["test"])
-    if config.ATLAS and "explain" in config.STAGES:
-        read_labels(config.ATLAS)
-    runs = [parts]
+    splits = [parts]
     if config.FOLDS:
-        runs = split_folds(whole, config.FOLDS, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
-    for own_parts in runs:
+        splits = split_folds(whole, config.FOLDS, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+    for split in splits:
         if config.CROSS_FIT:
-            folds_of_scans(own_parts["train"], config.CROSS_FIT, config.SEED)
-        check_landmarks(own_parts, config.LANDMARKS)
+            folds_of_scans(split["train"], config.CROSS_FIT, config.SEED)
+        check_landmarks(split, config.LANDMARKS)

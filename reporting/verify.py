@@ -26,7 +26,7 @@ from cohort.volume import preprocess, read_image
 from config import Config
 from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
 from reporting.explained import check_regions
-from reporting.preflight import check_folds, check_tables
+from reporting.preflight import check_folds, check_tables, refusal_of
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
 from runs.stages import STAGES
@@ -64,25 +64,16 @@ def verify(config: Config) -> None:
     parts, grid, by_header = _read_cohort(config)
     _print_cohort(config, parts)
     _print_scans(parts, grid, len(by_header))
-    problems = _refusal(lambda: check_tables(config, parts)) + name_alike(by_header)
-    if not problems and "nifti_path" in parts["train"] and grid is not None:
-        problems += _refuse_voxels(parts["train"].iloc[: SCANS + 1], grid, config)
-    _print_costs(config, parts, _measure(config, parts, problems))
+    by_tables, refused = refusal_of(lambda: check_tables(config, parts)), name_alike(by_header)
+    timed = parts["train"].iloc[: SCANS + 1]
+    by_voxels = _refuse_voxels(timed, grid, config) if grid is not None and not refused else []
+    _print_costs(config, parts, _measure(config, parts, [*refused, *by_voxels]))
     raise_if_any(
         f"{config.OUTPUT_DIR} is not as its run left it, or its tables or scans can't be used",
-        [*damage, *problems],
+        [*damage, *by_tables, *refused, *by_voxels],
         "Run main.py again, which makes damaged stages anew; mend these tables and scans, or drop their rows.",
-        number=len(damage) + len(by_header) + len(problems) - len(name_alike(by_header)),
+        number=len(damage) + len(by_tables) + len(by_header) + len(by_voxels),
     )
-
-
-def _refusal(check: Callable[[], object]) -> list[str]:
-    """What a check says that refuses the input; nothing if it does not."""
-    try:
-        check()
-    except InputError as error:
-        return [str(error)]
-    return []
 
 
 def _check_run(folder: Path) -> list[str]:
@@ -185,7 +176,7 @@ def _refuse_voxels(scans: pd.DataFrame, grid: Grid, config: Config) -> list[str]
             refused.append((f"{scan}: {path}", str(error)))
     if not refused and "explain" in config.STAGES:
         brains, box = np.stack(volumes)[..., None], grid.resized(config.TARGET_SHAPE)
-        return _refusal(lambda: check_regions(config.ATLAS, brains, box))
+        return refusal_of(lambda: check_regions(config.ATLAS, brains, box))
     return name_alike(refused)
 
 

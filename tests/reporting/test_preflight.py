@@ -65,6 +65,14 @@ def test_what_the_tables_tell_is_refused_alike(table, kind):
     assert message in str(of_verify.value)
 
 
+def test_all_that_the_tables_tell_is_named_at_once(table):
+    config = read_config([*table, "--CROSS_FIT=8", "--EXPLAIN=s99", "--ATLAS=none.nii.gz"])
+    with pytest.raises(InputError) as error:
+        check_tables(config, read_parts(config))
+    for words in ("CROSS_FIT: expected at most 6", "received 's99'", "ATLAS: none.nii.gz: expected"):
+        assert words in str(error.value)
+
+
 def test_tables_that_bear_the_settings_pass(table):
     config = read_config(
         [*table, "--CROSS_FIT=2", "--LANDMARKS=0,1", "--EXPLAIN=highest", "--STAGES=cnn,features,tlstm"]
