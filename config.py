@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from runs.errors import InputError
+from runs.effects import log_without_effect, without_effect
+from runs.errors import InputError, raise_if_any
 from runs.stages import STAGE_NAMES, StageName
 from runs.version import VERSION
 
+FOLDERS = ("OUTPUT_DIR", "MRI_FOLDER", "CACHE_DIR")
+FILES = ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "FEATURES", "PREDICT_CSV", "REFERENCE", "ATLAS")
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -233,6 +236,13 @@ class Config(BaseSettings):
     ATLAS: Path | None = None
     """Regions to sum the SHAP map by: NIfTI labels in the scans' space, names in a CSV beside it; unset: parcels."""
 
+    @field_validator(*FOLDERS, *FILES, mode="before")
+    @classmethod
+    def _not_blank(cls, path: Any) -> Any:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("expected a path")
+        return path
+
     @field_validator("HORIZONS")
     @classmethod
     def _ascending(cls, horizons: tuple[float, ...]) -> tuple[float, ...]:
@@ -296,11 +306,40 @@ def read_config(arguments: list[str] | None = None, program: str = "main.py") ->
         print(f"CNN-TLSTM {VERSION}")
         raise SystemExit(0)
     try:
-        return Config(_cli_parse_args=_switched_on(arguments or []), _cli_prog_name=f"python {program}")
+        config = Config(_cli_parse_args=_switched_on(arguments or []), _cli_prog_name=f"python {program}")
     except ValidationError as error:
         raise InputError("\n".join(["Wrong settings:", *(_line(problem) for problem in error.errors())])) from error
     except SettingsError as error:
         raise InputError(f"Wrong settings: {error.__cause__ or error}") from error
+    _check_places(config, program)
+    log_without_effect(config, config.model_fields_set, program)
+    return config
+
+
+def _check_places(config: Config, program: str) -> None:
+    """Refuse a file in the place of a folder, a folder in that of a file, and a folder of scans without their table.
+
+    Raises:
+        InputError: names each setting.
+    """
+    given = config.model_fields_set
+    places = {name: path for name in (*FOLDERS, *FILES) if name in given and (path := getattr(config, name))}
+    problems = [
+        f"{name}: expected a folder, received the file {places[name]}"
+        for name in FOLDERS
+        if name in places and places[name].is_file()
+    ]
+    problems += [
+        f"{name}: expected a file, received the folder {places[name]}"
+        for name in FILES
+        if name in places and places[name].is_dir()
+    ]
+    if program == "main.py" and without_effect(config, given & {"MRI_FOLDER"}, program):
+        problems.append(
+            "MRI_FOLDER: expected the table of its scans too, received no COHORT_CSV or TRAIN_CSV: the run would "
+            "train on the simulated cohort"
+        )
+    raise_if_any("Wrong settings", problems, "Change these settings.")
 
 
 def _switched_on(arguments: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """One scan's way: NIfTI, checked and preprocessed once into a cache on disk, then read from there by `tf.data`.
 
-`load_cohort` reads and checks a whole run's input. TensorFlow is imported where it is used: the processes that
-preprocess never need it.
+`read_parts` and `preprocess_parts` read and check a whole run's input. TensorFlow is imported where it is used: the
+processes that preprocess never need it.
 """
 
 import logging
@@ -88,29 +88,58 @@ class Cohort:
         return np.isin(resample_from_to(labels, (grid.shape, grid.affine), order=0).dataobj, simulate.ATROPHY_LABELS)
 
 
-def load_cohort(config: Config) -> Cohort:
-    """Read and check a run's whole input; simulate the embedded cohort, if that is meant and it is not there yet.
+def read_parts(config: Config) -> dict[str, pd.DataFrame]:
+    """Read the three parts, as the user's tables or the split have them.
+
+    The embedded cohort is simulated first, if that is meant and it is not there yet.
 
     Args:
         config: of the run.
     Returns:
-        The parts, in years, and their volumes.
+        `{"train", "val", "test"}`, a row a scan, times in years.
     Raises:
-        InputError: rows or scans that can't be used, all of them named.
+        InputError: rows that can't be used, all of them named.
     """
-    simulated = simulated_folder(config)
+    reading = tables.reading_of(config)
+    if config.TRAIN_CSV is not None:
+        paths = {name: getattr(config, f"{name.upper()}_CSV") for name in PARTS}
+        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, **reading)
+    if config.COHORT_CSV is not None:
+        table = tables.read_cohort(config.COHORT_CSV, mri_folder=config.MRI_FOLDER, **reading)
+    else:
+        table = _read_simulated(config)
+    return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+
+
+def _read_simulated(config: Config) -> pd.DataFrame:
+    """The table of the embedded cohort, in years whatever TIME_UNIT is."""
+    folder = simulated_folder(config)
+    assert folder is not None
     with parallel_config("loky", idle_worker_timeout=IDLE):
-        if simulated is not None:
-            simulate.write_cohort(
-                simulated,
-                num_subjects=config.SIM_SUBJECTS,
-                nuisance=config.SIM_NUISANCE,
-                effect=config.SIM_EFFECT,
-                seed=config.SEED,
-                jobs=config.NUM_WORKERS,
-            )
-        parts = read_parts(config)
-        remove_temporaries(cache_folder(config))
+        table = simulate.write_cohort(
+            folder,
+            num_subjects=config.SIM_SUBJECTS,
+            nuisance=config.SIM_NUISANCE,
+            effect=config.SIM_EFFECT,
+            seed=config.SEED,
+            jobs=config.NUM_WORKERS,
+        )
+    return tables.read_cohort(table, mri_folder=folder)
+
+
+def preprocess_parts(config: Config, parts: dict[str, pd.DataFrame]) -> Cohort:
+    """Check and preprocess the scan of every row.
+
+    Args:
+        config: of the run.
+        parts: of `read_parts`.
+    Returns:
+        The parts with their volumes.
+    Raises:
+        InputError: scans that can't be used, all of them named.
+    """
+    remove_temporaries(cache_folder(config))
+    with parallel_config("loky", idle_worker_timeout=IDLE):
         whole, cache = build_cache(
             pd.concat([parts[name] for name in PARTS]),
             Preprocessing(
@@ -131,28 +160,7 @@ def load_cohort(config: Config) -> Cohort:
         )
     entry_of = dict(zip(whole["scan"], whole["cache_entry"], strict=True))
     parts = {name: part.assign(cache_entry=part["scan"].map(entry_of)) for name, part in parts.items()}
-    return Cohort(parts, cache, simulated)
-
-
-def read_parts(config: Config) -> dict[str, pd.DataFrame]:
-    """Read the three parts, as the user's tables or the split have them.
-
-    Args:
-        config: of the run.
-    Returns:
-        `{"train", "val", "test"}`, a row a scan, times in years.
-    Raises:
-        InputError: rows that can't be used, all of them named.
-    """
-    reading = tables.reading_of(config)
-    if config.TRAIN_CSV is not None:
-        paths = {name: getattr(config, f"{name.upper()}_CSV") for name in PARTS}
-        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, **reading)
-    simulated = simulated_folder(config)
-    cohort = config.COHORT_CSV if simulated is None else simulated / "cohort.csv"
-    assert cohort is not None
-    table = tables.read_cohort(cohort, mri_folder=config.MRI_FOLDER, **reading)
-    return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+    return Cohort(parts, cache, simulated_folder(config))
 
 
 def read_reference(config: Config) -> Grid | None:

@@ -20,9 +20,10 @@ import pandas as pd
 from cohort import tables
 from cohort.splits import PARTS, split_folds
 from config import Config, read_config
-from data import cache_folder, load_cohort
+from data import cache_folder, preprocess_parts, read_parts
 from reporting.event_files import write_events
-from reporting.explained import Explanations, check_choices
+from reporting.explained import Explanations, check_background
+from reporting.preflight import check_folds, check_tables
 from reporting.terminal import closing_table, folds_table
 from reporting.verify import verify
 from runs.errors import InputError, raise_if_any
@@ -31,8 +32,9 @@ from runs.lock import lock_run
 from runs.log import log_to
 from runs.processes import exit_process, run_main, run_program
 from runs.record import Record
-from runs.stages import STAGES, Stage, StageName
+from runs.stages import STAGES, Stage
 from runs.threads import fix_threads
+from survival.cohort_words import log_cohort
 from survival.evaluation import evaluate_run, predict_all, read_predictions
 from survival.metrics import EvaluationSettings
 from survival.pooling import evaluate_folds
@@ -42,7 +44,6 @@ if TYPE_CHECKING:  # TensorFlow is imported by the stages that need it: wrong se
     from training.devices import Workers
     from training.stage1 import Stage1
 
-NEEDED_BY_FOLDS: tuple[StageName, ...] = ("cnn", "features", "tlstm")  # else there is nothing to evaluate
 OF_THE_WHOLE = {"COHORT_CSV", "FOLDS", "FEATURES", "PREDICT_CSV"}  # settings that a fold's run does not get
 
 logger = logging.getLogger(__name__)
@@ -76,13 +77,19 @@ class Pipeline:
 
     def run_stages(self) -> None:
         """Read the input, then do each stage."""
-        self.cohort = load_cohort(self.config)
+        parts = read_parts(self.config)
+        check_tables(self.config, parts)
+        log_cohort(
+            parts,
+            time_unit=self.config.TIME_UNIT,
+            landmarks=self.config.LANDMARKS,
+            horizons=self.config.HORIZONS,
+        )
+        self.cohort = preprocess_parts(self.config, parts)
         if self.config.FOLDS:
             self.cross_validate()
             return
-        if self.config.CROSS_FIT:
-            crossfit.folds_of_scans(self.cohort.parts["train"], self.config.CROSS_FIT, self.config.SEED)
-        check_choices(self.config, self.cohort.parts["test"])
+        check_background(self.config, self.cohort)
         log_to(self.folder / "run.log")
         self.record = self._record_of(self.cohort.fingerprint())
         self.record.refuse_changes()
@@ -106,7 +113,7 @@ class Pipeline:
         if not wanted:
             logger.info("stage 1 is done already, with the same settings and input")
             return
-        self.cohort = load_cohort(self.config)
+        self.cohort = preprocess_parts(self.config, read_parts(self.config))
         own = self._record_of(self.cohort.fingerprint()).needs("cnn")
         if differing := sorted(name for name in own | wanted if own.get(name) != wanted.get(name)):
             raise InputError(
@@ -259,34 +266,6 @@ def _read_features(config: Config, folder: Path) -> dict[str, pd.DataFrame]:
 
 
 # ---- Cross-validation of the whole pipeline -----------------------------------------------------------
-def check_folds(config: Config) -> None:
-    """Refuse settings that mean nothing in a cross-validation of the whole pipeline, if FOLDS asks for one.
-
-    Args:
-        config: of the run.
-    Raises:
-        InputError: names each setting.
-    """
-    if not config.FOLDS:
-        return
-    absent = [stage for stage in NEEDED_BY_FOLDS if stage not in config.STAGES]
-    problems = [
-        problem
-        for is_wrong, problem in (
-            (config.FOLDS == 1, "FOLDS: expected 2 or more, received 1"),
-            (
-                config.TRAIN_CSV is not None,
-                "TRAIN_CSV, VAL_CSV, TEST_CSV: expected unset, since the folds are the split",
-            ),
-            (absent, f"STAGES: expected {', '.join(NEEDED_BY_FOLDS)} among them, missing {', '.join(absent)}"),
-            (config.SAMPLE_INDEX, "SAMPLE_INDEX: expected unset, since each fold has its own test part"),
-            (config.LANDMARKS, "LANDMARKS: expected unset; `python tlstm.py --FEATURES` cross-validates landmarks"),
-        )
-        if is_wrong
-    ]
-    raise_if_any("The pipeline can't be cross-validated", problems, "Change these settings, or unset FOLDS.")
-
-
 def cross_validate(
     config: Config, table: pd.DataFrame, *, truth: Path | None, run: Callable[[str, Mapping[str, Any]], None]
 ) -> dict[str, Any]:

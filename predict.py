@@ -32,6 +32,7 @@ from runs.processes import exit_process, run_main
 from runs.record import LEFT_BY, hash_results
 from runs.stages import BY_CONTENT
 from runs.threads import fix_threads
+from survival.cohort_words import log_cohort
 from survival.predictor import curve_years
 from survival.ranges import by_subject, find_out_of_range, lines_of
 
@@ -66,6 +67,7 @@ def predict(asked: Config) -> Path:
     _check_columns(table, config, asked.PREDICT_CSV)
     last = table.groupby("subject")["visit_time"].max()
     years = f"{last.min():.2f} to {last.max():.2f} years"
+    log_cohort({"new scans": table}, time_unit=config.TIME_UNIT)
     logger.info("%d subjects, %d scans; each is predicted from the last visit, %s", len(last), len(table), years)
     table, cache = build_cache(
         table,

@@ -48,6 +48,7 @@ from runs.log import log_to
 from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival import crossval
+from survival.cohort_words import log_cohort
 from survival.cox import RiskSets, Ties
 from survival.evaluation import evaluate_landmarks, evaluate_parts
 from survival.landmarks import Histories, landmark_grid
@@ -499,6 +500,7 @@ def run(config: Config) -> None:
         InputError: the tables can't be used; nothing is written then.
     """
     parts = _read_parts(config)
+    log_cohort(parts, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS, horizons=config.HORIZONS)
     columns = usable_columns(parts)
     learned = pd.concat([parts["train"], parts["val"]]).sort_values(["subject", "visit_time"], ignore_index=True)
     is_val = np.isin(np.unique(learned["subject"].to_numpy(str)), parts["val"]["subject"].to_numpy(str))
@@ -538,8 +540,10 @@ def compare_with_rivals(config: Config) -> None:
             f"FOLDS {config.FOLDS}, FEATURES {config.FEATURES}, LANDMARKS {config.LANDMARKS}, WINDOWS {config.WINDOWS}"
         )
     table = tables.read_features(config.FEATURES, **tables.reading_of(config))
-    columns = usable_columns({"table": table})
-    grid = landmark_grid({"table": table}, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS)
+    whole = {"table": table}
+    log_cohort(whole, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS)
+    columns = usable_columns(whole)
+    grid = landmark_grid(whole, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS, windows=config.WINDOWS)
     histories: list[pd.DataFrame] = []
     models = _model_and_rivals(config, columns, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)

@@ -45,13 +45,12 @@ def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40
         Labels (X, Y, Z); the names tell side, place and centre in mm, such as `left anterior inferior lateral (-34, 28,
         -12)`; without a midline, no side.
     Raises:
-        ValueError: fewer voxels than parcels.
+        InputError: fewer voxels than parcels.
     """
     from sklearn.cluster import KMeans  # slow to import
 
+    check_parcels(brain, num_parcels=num_parcels)
     points = nib.affines.apply_affine(affine, np.argwhere(brain))  # (P, 3) mm
-    if len(points) < num_parcels:
-        raise ValueError(f"brain: expected at least {num_parcels} voxels, received {len(points)}")
     has_sides = has_midline(brain, affine)
     folded = np.abs(points) * [1, 0, 0] + points * [0, 1, 1] if has_sides else points  # (P, 3): left onto right
     clusters = KMeans(num_parcels // 2 if has_sides else num_parcels, n_init=1, random_state=seed).fit_predict(folded)
@@ -59,6 +58,22 @@ def make_parcels(brain: np.ndarray, affine: np.ndarray, *, num_parcels: int = 40
     labels[brain] = 2 * clusters + np.where(points[:, 0] < 0, 1, 2) if has_sides else clusters + 1
     centres = {int(label): points[labels[brain] == label].mean(axis=0) for label in np.unique(labels[brain])}
     return Regions(labels, {label: _describe(centre, points, has_sides) for label, centre in centres.items()})
+
+
+def check_parcels(brain: np.ndarray, *, num_parcels: int = 40) -> None:
+    """Refuse a brain that can't be cut into parcels.
+
+    Args:
+        brain: (X, Y, Z) bool.
+        num_parcels: as for `make_parcels`.
+    Raises:
+        InputError: fewer voxels than parcels.
+    """
+    if (num_voxels := np.count_nonzero(brain)) < num_parcels:
+        raise InputError(
+            f"brain: expected at least {num_parcels} voxels, received {num_voxels} on the network's grid: too few for "
+            "regions to explain by. Set a larger TARGET_SHAPE, or STAGES without explain."
+        )
 
 
 def has_midline(brain: np.ndarray, affine: np.ndarray) -> bool:
@@ -99,6 +114,28 @@ def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regio
         InputError: not a label image, one that covers too little of the brain to lie in the same space, or names
             that can't be read.
     """
+    image, names = read_labels(path)
+    labels = np.asarray(resample_from_to(image, (brain.shape, affine), order=0).dataobj).astype(np.int32)
+    covered = np.count_nonzero(labels[brain]) / np.count_nonzero(brain)
+    if covered < LEAST_COVERED:
+        raise InputError(
+            f"ATLAS: {path}: expected labels in the scans' space, received an image that covers {covered:.0%} of the "
+            "brain. Register the atlas to the scans."
+        )
+    present = np.unique(labels[labels > 0]).tolist()
+    return Regions(labels, {label: names.get(label, str(label)) for label in present})
+
+
+def read_labels(path: str | Path) -> tuple[nib.Nifti1Image, dict[int, str]]:
+    """Read a label image and the names of its labels, wherever it lies.
+
+    Args:
+        path: as for `read_atlas`.
+    Returns:
+        The labels, (X, Y, Z) int32 on a grid of their own; and the names that the CSV beside it has.
+    Raises:
+        InputError: not a label image, or names that can't be read.
+    """
     path = Path(path)
     try:
         scan = open_scan(path)
@@ -107,17 +144,8 @@ def read_atlas(path: str | Path, brain: np.ndarray, affine: np.ndarray) -> Regio
         raise InputError(f"ATLAS: {path}: {error}") from error
     if not np.array_equal(values, np.rint(values)) or values.min() < 0 or values.max() > LARGEST_LABEL:
         raise InputError(f"ATLAS: {path}: expected a 3-D image of whole numbers from 0, received another.")
-    image = nib.Nifti1Image(values.astype(np.int32), scan.affine)
-    labels = np.asarray(resample_from_to(image, (brain.shape, affine), order=0).dataobj).astype(np.int32)
-    covered = np.count_nonzero(labels[brain]) / np.count_nonzero(brain)
-    if covered < LEAST_COVERED:
-        raise InputError(
-            f"ATLAS: {path}: expected labels in the scans' space, received an image that covers {covered:.0%} of the "
-            "brain. Register the atlas to the scans."
-        )
     names = _read_names(path.with_name(path.name.split(".nii")[0] + ".csv"))
-    present = np.unique(labels[labels > 0]).tolist()
-    return Regions(labels, {label: names.get(label, str(label)) for label in present})
+    return nib.Nifti1Image(values.astype(np.int32), scan.affine), names
 
 
 def _read_names(path: Path) -> dict[int, str]:

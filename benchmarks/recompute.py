@@ -55,8 +55,8 @@ def censoring_weighted(train: pd.DataFrame, test: pd.DataFrame, horizons: Sequen
         test: those of the test part.
         horizons: years.
     Returns:
-        `uno_c`, `ibs`, and AUC and Brier score at the horizons within the follow-up; empty if fewer than two years of
-        the curves are within it.
+        `uno_c`, `ibs` if all years of the curves are within the follow-up, and AUC and Brier score at the horizons
+        within it; empty if fewer than two years are.
     """
     event, time, risk = test["convert_status"].to_numpy(bool), test["time"].to_numpy(), test["log_hazard"].to_numpy()
     reference = Surv.from_arrays(train["convert_status"].to_numpy(bool), train["time"].to_numpy())
@@ -73,7 +73,8 @@ def censoring_weighted(train: pd.DataFrame, test: pd.DataFrame, horizons: Sequen
     # 0 to each sum of the Brier score, and 1 to the number of subjects by which the sum is divided.
     longer, num_subjects = np.append(part, Surv.from_arrays([False], [0.0])), len(part) + 1
     padded = np.vstack([curves, np.ones(len(usable))])
-    figures["ibs"] = integrated_brier_score(reference, longer, padded, usable) * num_subjects / len(part)
+    if len(usable) == test.columns.str.startswith("survival_").sum():  # of a part of the curves none is reported
+        figures["ibs"] = integrated_brier_score(reference, longer, padded, usable) * num_subjects / len(part)
     for year in horizons:
         if year in usable:
             column = padded[:, usable == year]

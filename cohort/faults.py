@@ -15,6 +15,7 @@ MOST_LEVELS = 10  # of a category such as `3T`; numbers with a unit have more va
 CALENDAR_YEARS = (1900, 2100)
 SERIAL_DAYS = (25_000, 60_000)  # what a spreadsheet program has for the dates from 1968 to 2064
 LONGEST = 100.0  # years; a follow-up is not longer
+OLDEST = 125.0  # years; ages are not higher
 
 
 def row_fault(row: Hashable, fault: str, *received: object, verb: str = "received") -> str:
@@ -102,10 +103,11 @@ def cause_of_times(cells: pd.Series, unit: str, per_year: dict[str, float]) -> s
         return f"Calendar years? Then {since}"
     if _most(numbers.between(*SERIAL_DAYS)):
         return f"Dates, as a spreadsheet program numbers them? Then {since}"
+    ages = f"Ages? Then {since}. " if _most(numbers / per_year[unit] <= OLDEST) else ""
     for other in ("months", "days"):
         if per_year[other] > per_year[unit] and numbers.max() / per_year[other] <= LONGEST:
-            return f"In {other}? Then set TIME_UNIT={other}"
-    return ""
+            return f"{ages}In {other}? Then set TIME_UNIT={other}"
+    return ages.rstrip(" .")
 
 
 def cause_of_late_visits(is_late: pd.Series) -> str:

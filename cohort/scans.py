@@ -7,6 +7,7 @@ An ambiguous header is refused; nothing is guessed.
 import gzip
 import math
 import os
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,12 +184,16 @@ def found_instead(path: str | Path) -> str:
             target = os.readlink(path)
             annexed = "its content is not here: get it with `git annex get` or `datalad get`"
             return f" ({annexed if 'annex' in target else f'it is a link to {target}, which is not there'})"
+        if path.is_dir():
+            return " (it is a folder: name the file in it; a DICOM series has to be converted with dcm2niix first)"
         names = sorted(os.listdir(path.parent))
     except (OSError, ValueError):
         return ""
     stem = _stem(path.name)
-    for name in (name for name in names if _stem(name).lower() == stem.lower()):
-        ending = name[len(stem) :].lower()
+    for name in (name for name in names if _in_one_spelling(_stem(name)) == _in_one_spelling(stem)):
+        ending = name[len(_stem(name)) :].lower()
+        if name != path.name and unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path.name):
+            return f" ({name} lies there, in other Unicode characters that look alike: copy its name into the table)"
         if name in (f"{stem}.nii", f"{stem}.nii.gz"):
             return f" ({name} lies there: name that in the table)"
         if ending in REMEDY_BY_ENDING:
@@ -214,6 +219,11 @@ def name_alike(found: Sequence[tuple[str, str]]) -> list[str]:
         else:
             lines += [f"{scan}: {words}" for scan in scans]
     return lines
+
+
+def _in_one_spelling(name: str) -> str:
+    """A name without case, its letters composed with their accents."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _stem(name: str) -> str:

@@ -55,7 +55,8 @@ def read_rows(path: Path, *, text: Sequence[str], decimal: Decimal = "auto") -> 
         InputError: there is no such file, it is no table, a column has no name, or two have the same.
     """
     if not path.is_file():
-        raise InputError(f"{path}: expected a table, found no such file. Check the path.")
+        instead = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: expected a table, found {instead}. Check the path.")
     with open(path, "rb") as file:
         first_bytes = file.read(4)
     for magic, kind in OTHER_KINDS.items():

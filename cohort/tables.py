@@ -343,7 +343,9 @@ def _parse_features(table: pd.DataFrame) -> list[str]:
 def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
     """Set `nifti_path`, absolute, in place; the faults of rows without a file."""
     if "nifti_path" in table:
-        table["nifti_path"] = [str(path.parent.absolute() / str(volume)) for volume in table["nifti_path"]]
+        if (blank := is_missing(table["nifti_path"])).any():
+            return _row_faults(table, blank, "nifti_path: expected the path of a scan", shown="nifti_path")
+        table["nifti_path"] = [str(path.parent.absolute() / str(volume).strip()) for volume in table["nifti_path"]]
     else:
         plain = table["scan"].map(lambda scan: Path(scan).name == scan and "\0" not in scan)
         if not plain.all():

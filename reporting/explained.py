@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from attribution.histories import HistoryExplanation, HistorySettings, ImageStage, explain_history
-from attribution.regions import Regions, has_midline, make_parcels, read_atlas
+from attribution.regions import Regions, check_parcels, has_midline, make_parcels, read_atlas
 from cohort.grid import Grid
 from cohort.scans import open_scan
 from cohort.tables import visits_with_time_left
@@ -55,6 +55,49 @@ def check_choices(config: Config, test: pd.DataFrame) -> None:
         if row >= len(test)
     ]
     raise_if_any("Scans to explain are not in the test part", problems, "Name others, or change the split.")
+
+
+def check_background(config: Config, cohort: Cohort) -> None:
+    """Refuse, before hours of training, an atlas or a brain that gives no regions to explain by.
+
+    Args:
+        config: of the run.
+        cohort: of the run; its volumes are (X, Y, Z) voxels of `cohort.cache.grid`.
+    Raises:
+        InputError: as `check_regions`, for the scans that SHAP explains against.
+    """
+    if "explain" in config.STAGES:
+        check_regions(config.ATLAS, load_volumes(_background_entries(config, cohort)), cohort.cache.grid)
+
+
+def check_regions(atlas: Path | None, volumes: np.ndarray, grid: Grid) -> None:
+    """Refuse an atlas or a brain that gives no regions to explain by.
+
+    Args:
+        atlas: of the setting ATLAS; None: parcels.
+        volumes: (B, X, Y, Z, 1); the brain is where one of them is not 0.
+        grid: of the volumes.
+    Raises:
+        InputError: ATLAS is no label image in the scans' space, or the brain has fewer voxels than parcels.
+    """
+    brain = _brain(volumes)
+    if atlas:
+        read_atlas(atlas, brain, grid.affine)
+    else:
+        check_parcels(brain)
+
+
+def _brain(volumes: np.ndarray) -> np.ndarray:
+    """(X, Y, Z) bool: where one of the volumes, (B, X, Y, Z, 1), has brain."""
+    return (volumes != 0).any(axis=(0, -1))
+
+
+def _background_entries(config: Config, cohort: Cohort) -> list[str]:
+    """The cache entries of SHAP_BACKGROUND_SIZE training scans, drawn by SEED; of all, if there are no more."""
+    entries = cohort.parts["train"]["cache_entry"]
+    rng = np.random.default_rng(config.SEED)
+    number = min(config.SHAP_BACKGROUND_SIZE, len(entries))
+    return entries.iloc[np.sort(rng.choice(len(entries), size=number, replace=False))].to_list()
 
 
 class Explanations:
@@ -152,17 +195,15 @@ class Explanations:
 
     # ---- What a map is compared with, and summed by
     def _draw_background(self) -> np.ndarray:
-        """(B, X, Y, Z, 1) training scans, drawn by SEED, against which SHAP explains."""
-        entries, wanted = self.cohort.parts["train"]["cache_entry"], self.config.SHAP_BACKGROUND_SIZE
+        """(B, X, Y, Z, 1) training scans against which SHAP explains."""
+        entries, wanted = _background_entries(self.config, self.cohort), self.config.SHAP_BACKGROUND_SIZE
         if len(entries) < wanted:
             logger.warning("SHAP_BACKGROUND_SIZE: the training part has only %d scans of %d", len(entries), wanted)
-        rng = np.random.default_rng(self.config.SEED)
-        rows = np.sort(rng.choice(len(entries), size=min(wanted, len(entries)), replace=False))
-        return load_volumes(entries.iloc[rows].to_list())
+        return load_volumes(entries)
 
     def _make_regions(self) -> Regions:
         """The regions of ATLAS; without one, parcels of the voxels where a background scan has brain."""
-        brain, affine = (self.background != 0).any(axis=(0, -1)), self.cohort.cache.grid.affine  # (X, Y, Z)
+        brain, affine = _brain(self.background), self.cohort.cache.grid.affine
         if self.config.ATLAS:
             return read_atlas(self.config.ATLAS, brain, affine)
         if not has_midline(brain, affine):

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ from cohort.splits import split_subjects
 from cohort.volume import preprocess, read_image
 from config import Config
 from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
+from reporting.explained import check_regions
+from reporting.preflight import check_folds, check_tables, refusal_of
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
 from runs.stages import STAGES
 from runs.threads import fix_threads
+from survival.cohort_words import tell_cohort
 
 SCANS, STEPS = 3, 3  # that are timed, after one that is not
 FLOAT, CACHED = 4, 2  # bytes
@@ -56,17 +60,19 @@ def verify(config: Config) -> None:
         InputError: names every file that is missing or changed and every row and scan that a run would refuse.
     """
     damage = _check_run(config.OUTPUT_DIR)
+    check_folds(config)
     parts, grid, by_header = _read_cohort(config)
-    _print_cohort(parts, grid, len(by_header), is_written="nifti_path" in parts["train"])
-    refused = name_alike(by_header)
+    _print_cohort(config, parts)
+    _print_scans(parts, grid, len(by_header))
+    by_tables, refused = refusal_of(lambda: check_tables(config, parts)), name_alike(by_header)
     timed = parts["train"].iloc[: SCANS + 1]
-    by_voxels = _refuse_voxels(timed, config.TARGET_SHAPE) if not refused and "nifti_path" in timed else []
+    by_voxels = _refuse_voxels(timed, grid, config) if grid is not None and not refused else []
     _print_costs(config, parts, _measure(config, parts, [*refused, *by_voxels]))
     raise_if_any(
-        f"{config.OUTPUT_DIR} is not as its run left it, or scans can't be used",
-        [*damage, *refused, *by_voxels],
-        "Run main.py again, which makes damaged stages anew; mend these scans, or drop their rows.",
-        number=len(damage) + len(by_header) + len(by_voxels),
+        f"{config.OUTPUT_DIR} is not as its run left it, or its tables or scans can't be used",
+        [*damage, *by_tables, *refused, *by_voxels],
+        "Run main.py again, which makes damaged stages anew; mend these tables and scans, or drop their rows.",
+        number=len(damage) + len(by_tables) + len(by_header) + len(by_voxels),
     )
 
 
@@ -122,7 +128,8 @@ def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[
     return reference, refused
 
 
-def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, num_refused: int, *, is_written: bool) -> None:
+def _print_cohort(config: Config, parts: dict[str, pd.DataFrame]) -> None:
+    """Print the parts, the cohort in words, and what is unlikely of it."""
     print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
     for name, part in parts.items():
         event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
@@ -130,7 +137,15 @@ def _print_cohort(parts: dict[str, pd.DataFrame], grid: Grid | None, num_refused
             f"  {name:<6} {len(event):8}  {event.sum():6}  {(~event).sum():8}  {len(part):5}  "
             f"{visits.min()} to {visits.max()}, mean {visits.mean():.1f}"
         )
-    if not is_written:
+    lines, warnings = tell_cohort(
+        parts, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS, horizons=config.HORIZONS
+    )
+    print(*(f"  {line}" for line in lines), *(f"  WARNING: {line}" for line in warnings), sep="\n")
+
+
+def _print_scans(parts: dict[str, pd.DataFrame], grid: Grid | None, num_refused: int) -> None:
+    """Print what the headers of the scans say."""
+    if "nifti_path" not in parts["train"]:
         print("  It is simulated, and not written yet.")
         return
     grids = "none can be read" if grid is None else grid.describe()
@@ -151,14 +166,17 @@ def _measure(config: Config, parts: dict[str, pd.DataFrame], refused: list[str])
     return Rates(seconds, start, train, forward, memory, num_weights)
 
 
-def _refuse_voxels(scans: pd.DataFrame, shape: tuple[int, int, int]) -> list[str]:
-    """Why a few scans would be refused by their voxels, as the network sees them in `shape` (X, Y, Z)."""
-    refused = []
+def _refuse_voxels(scans: pd.DataFrame, grid: Grid, config: Config) -> list[str]:
+    """Why a few scans would be refused by their voxels, or could not be explained; `grid` is the cohort's."""
+    refused, volumes = [], []
     for scan, path in scans[["scan", "nifti_path"]].to_numpy().tolist():
         try:
-            preprocess(read_image(path), shape)
+            volumes.append(preprocess(read_image(path), config.TARGET_SHAPE, grid if config.RESAMPLE else None))
         except InputError as error:
             refused.append((f"{scan}: {path}", str(error)))
+    if not refused and "explain" in config.STAGES:
+        brains, box = np.stack(volumes)[..., None], grid.resized(config.TARGET_SHAPE)
+        return refusal_of(lambda: check_regions(config.ATLAS, brains, box))
     return name_alike(refused)
 
 
@@ -188,10 +206,7 @@ def _time_network(config: Config, table: pd.DataFrame) -> tuple[float, float, fl
     in_order = steps.reading_order(micro_batches)
     batches = [(tf.constant(noise[: len(part)]), tf.constant(part)) for part in in_order]
 
-    @tf.function
-    def predict(volumes: tf.Tensor) -> tf.Tensor:
-        return model(volumes, training=False)
-
+    predict = tf.function(partial(model, training=False), autograph=False)
     forward = _seconds(lambda _: predict(noise).numpy(), STEPS)
     both = _seconds(lambda _: steps.step(rows, iter(batches), 0), STEPS)
     start = time.perf_counter() - began - STEPS * (forward + both)

@@ -16,6 +16,7 @@ from survival.estimates import (
     as_outcomes,
     hazard_ratio,
     kaplan_meier,
+    largest_below,
     restricted_mean,
     share_of_pairs,
     weighted_concordance,
@@ -155,16 +156,17 @@ class Estimands:
         return Estimand(lambda weights: weights @ error / len(error), why=f"nobody had the event within {year:g} years")
 
     def ibs(self) -> Estimand:
-        """Brier score integrated over the usable grid points by trapezoids, divided by the years between the ends."""
-        years = self.usable_years
-        if len(years) < 2:
+        """Brier score integrated over the grid by trapezoids, divided by its years; all of the grid must be usable."""
+        years = self.prediction.grid
+        if len(self.usable_years) < 2:
             return self._nothing_to_integrate()
-        errors = np.stack([self.squared_error(year) for year in years], axis=1)  # (N, usable)
+        if why := self.why_not_at(years[-1]):
+            return Estimand(None, why)
+        errors = np.stack([self.squared_error(year) for year in years], axis=1)  # (N, T)
         integral = np.trapezoid(errors, years, axis=1)  # (N,)
         return Estimand(
             lambda weights: weights @ integral / (years[-1] - years[0]) / len(errors),
             why=f"no comparable pair before {years[-1]:g} years",
-            note=self._note_on_follow_up(),
         )
 
     # ---- Risk groups
@@ -269,10 +271,12 @@ class Estimands:
         """Why nothing can be estimated at `year`; None if it can."""
         if self.usable[self.prediction.grid == year].any():
             return None
-        longest = self.prediction.time.max()
+        longest, known = self.prediction.time.max(), self.reference.follow_up
         if year >= longest:
-            return f"nobody was followed beyond {year:g} years (longest: {longest:.2f})"
-        return f"past the training part's follow-up ({self.reference.follow_up:.2f} years): its censoring is unknown"
+            why = f"nobody was followed beyond {year:g} years (longest: {longest:.2f})"
+        else:
+            why = f"past the training part's follow-up ({known:.2f} years): its censoring is unknown"
+        return f"{why}; the largest horizon that the data bear is {largest_below(min(longest, known))} years"
 
     def why_no_groups(self) -> str:
         """Why the two risk groups can't be compared."""

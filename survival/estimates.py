@@ -6,6 +6,7 @@ A higher risk means an earlier event. Times are years.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -269,6 +270,12 @@ def hazard_ratio(weights: np.ndarray, time: np.ndarray, event: np.ndarray, high:
         if np.abs(step).max() < NEWTON_TOLERANCE:
             break
     return np.select([zero & infinite, zero, infinite], [np.nan, 0.0, np.inf], np.exp(log_ratio))
+
+
+# ---- Follow-up -------------------------------------------------------------------------------------
+def largest_below(years: float) -> float:
+    """The largest number of years with two decimals below these: a horizon must end before the follow-up does."""
+    return (math.ceil(round(100 * years, 6)) - 1) / 100
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from runs.errors import raise_if_any
+from survival.estimates import largest_below
 from survival.preparation import Preparation, years_since_last
 
 EVEN_ENDS = 1.0  # years; last visits that lie further apart may have been ended by the outcome
@@ -154,7 +155,12 @@ class Histories:
 
 # ---- The grid that a model is trained at ---------------------------------------------------------
 def landmark_grid(
-    parts: Mapping[str, pd.DataFrame], wanted: Sequence[float], step: float, *, num_parts: int = 1
+    parts: Mapping[str, pd.DataFrame],
+    wanted: Sequence[float],
+    step: float,
+    *,
+    num_parts: int = 1,
+    windows: Sequence[float] = (),
 ) -> tuple[float, ...]:
     """Choose the landmarks to train at: from 0 to the last wanted one in even steps, and the wanted ones.
 
@@ -162,24 +168,58 @@ def landmark_grid(
         parts: tables of visits by name.
         wanted: landmarks to predict at, years from baseline; empty: the last visits, so there is no grid.
         step: years between two landmarks.
-        num_parts: folds that each table is cut into; each fold needs an event after every wanted landmark.
+        num_parts: as in `check_landmarks`.
+        windows: as in `check_landmarks`.
     Returns:
         Ascending years.
     Raises:
-        InputError: names each wanted landmark after which a table has too few events.
+        InputError: as `check_landmarks`.
     """
-    problems = []
-    for name, table in parts.items():
-        for year in wanted:
-            rows = cut_at_landmarks(table, Visits.of(table), (year,))
-            num_events = rows.event.sum()
-            if num_events < num_parts:
-                problems.append(f"landmark {year:g} in the {name}: {len(rows)} at risk, {num_events} with an event")
-    raise_if_any(f"LANDMARKS: expected {num_parts} or more with an event after each", problems, "Choose earlier ones.")
+    check_landmarks(parts, wanted, num_parts=num_parts, windows=windows)
     if not wanted:
         _warn_of_uneven_ends(pd.concat(parts.values()))
         return ()
     return tuple(sorted({*np.arange(0.0, max(wanted), step).round(9).tolist(), *map(float, wanted)}))
+
+
+def check_landmarks(
+    parts: Mapping[str, pd.DataFrame], wanted: Sequence[float], *, num_parts: int = 1, windows: Sequence[float] = ()
+) -> None:
+    """Refuse landmarks with too few events after them, and windows that end after the follow-up.
+
+    Args:
+        parts: tables of visits by name.
+        wanted: landmarks to predict at, years from baseline.
+        num_parts: folds that each table is cut into; each fold needs an event after every wanted landmark.
+        windows: years after each landmark that are evaluated; empty: none.
+    Raises:
+        InputError: names each landmark and window, and what the table bears.
+    """
+    problems = []
+    for name, table in parts.items():
+        for number, year in enumerate(wanted):
+            rows = cut_at_landmarks(table, Visits.of(table), (year,))
+            at_landmark, num_events = f"landmark {year:g} in the {name}: ", rows.event.sum()
+            if num_events < num_parts:
+                counts = f"{len(rows)} at risk, {num_events} with an event"
+                problems.append(f"{at_landmark}{counts}; {_where_events_are(table, year)}")
+            elif windows and windows[number] >= (follow_up := np.sort(rows.time)[-num_parts]):
+                largest = largest_below(follow_up)
+                problems.append(f"{at_landmark}window {windows[number]:g}; the largest that the data bear is {largest}")
+    expected = f"{num_parts} or more with an event after each" + (", and as many beyond its window" if windows else "")
+    names = "LANDMARKS and WINDOWS" if windows else "LANDMARKS"
+    mend = "Choose other ones; they are years, whatever TIME_UNIT is."
+    raise_if_any(f"{names}: expected {expected}", problems, mend)
+
+
+def _where_events_are(table: pd.DataFrame, year: float) -> str:
+    """Whether an earlier or a later landmark than this, in years, has more events after it."""
+    converted = table[table["event"]].groupby("subject")[["visit_time", "time"]].min()
+    if converted.empty:
+        return "nobody has an event"
+    if (converted["visit_time"] > year).sum() > (converted["time"] <= year).sum():
+        return f"the first visits begin at {table['visit_time'].min():.2f} years: choose a later one"
+    return f"the last event is at {converted['time'].max():.2f} years: choose an earlier one"
 
 
 def _warn_of_uneven_ends(table: pd.DataFrame) -> None:

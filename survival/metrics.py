@@ -44,8 +44,8 @@ def evaluate(prediction: Prediction, reference: Reference, settings: EvaluationS
         `uno_c`: Uno's C up to the last usable grid point; an event at t has the weight 1/G(t)^2.
         `auc`: by horizon; subjects with the event by then (weight 1/G) against those event-free after it.
         `brier`: by horizon; the mean squared error, weighted by 1/G at the event or at the horizon.
-        `ibs`: the integral of the Brier score (trapezoids) from the first to the last usable grid point, divided by
-        the years between them.
+        `ibs`: the integral of the Brier score (trapezoids) over the grid, divided by its years; without a value if
+        the last grid point is not usable.
         `hazard_ratio`: Cox, Efron ties; subjects above the training median against the others.
         `rmst_difference`: event-free years of the low-risk less the high-risk group, within `years`.
         `risk_groups`: size and events of each group, `cut`, log-rank p.

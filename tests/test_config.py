@@ -76,3 +76,36 @@ def test_help_lists_every_setting(capsys):
     assert stop.value.code == 0
     told = capsys.readouterr().out
     assert [name for name in Config.model_fields if f"--{name}" not in told] == []
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+@pytest.mark.parametrize("name", ["COHORT_CSV", "OUTPUT_DIR", "CACHE_DIR", "ATLAS"])
+def test_a_blank_path_is_named(name, blank):
+    with pytest.raises(InputError, match=f"{name}: expected a path. Received: '"):
+        read_config([f"--{name}={blank}"])
+
+
+def test_files_and_folders_that_are_the_other_are_named_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as error:
+        read_config(
+            [
+                *(f"--{name}={tmp_path}" for name in ("COHORT_CSV", "FEATURES", "REFERENCE", "ATLAS", "PREDICT_CSV")),
+                *(f"--{name}={tmp_path / 'file'}" for name in ("MRI_FOLDER", "OUTPUT_DIR", "CACHE_DIR")),
+            ]
+        )
+    message = str(error.value)
+    assert message.startswith("Wrong settings (8):")
+    for name in ("COHORT_CSV", "FEATURES", "REFERENCE", "ATLAS", "PREDICT_CSV"):
+        assert f"{name}: expected a file, received the folder {tmp_path}\n" in message
+    for name in ("MRI_FOLDER", "OUTPUT_DIR", "CACHE_DIR"):
+        assert f"{name}: expected a folder, received the file {tmp_path / 'file'}\n" in message
+
+
+@pytest.mark.parametrize("arguments", [["--MRI_FOLDER=mri"], ["--VERIFY", "--MRI_FOLDER", "data"]])
+def test_a_folder_of_scans_without_their_table_is_refused(arguments):
+    """The simulated cohort was not meant."""
+    with pytest.raises(InputError, match="MRI_FOLDER: expected the table of its scans too"):
+        read_config(arguments)
+    assert read_config([*arguments, "--COHORT_CSV=c.csv"]).MRI_FOLDER
+    assert read_config(arguments, "predict.py").MRI_FOLDER

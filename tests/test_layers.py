@@ -24,7 +24,16 @@ from house import (
     tree_of,
 )
 
-READ_THE_SETTINGS = {"main", "predict", "tlstm", "data", "training", "reporting.explained", "reporting.verify"}
+READ_THE_SETTINGS = {
+    "main",
+    "predict",
+    "tlstm",
+    "data",
+    "training",
+    "reporting.explained",
+    "reporting.preflight",
+    "reporting.verify",
+}
 TENSORFLOW = {"model", "loss", "callbacks", "explain", "training", "attribution.gradients"}
 TENSORFLOW_WITHIN_FUNCTIONS = {"data", "reporting.explained", "reporting.verify"}
 TORCH = {"tlstm"}

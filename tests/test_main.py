@@ -282,8 +282,12 @@ def test_an_error_of_stage_2_is_passed_on(finished, tmp_path):
     folder = tmp_path / "outputs"
     subprocess.run(["cp", "-r", str(finished[1]), str(folder)], check=True)
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--LANDMARKS=90", "--STAGES=tlstm", cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 2 and "tlstm.py" not in done.stderr  # the tables tell, before any stage begins
     assert "landmark 90 in the test: 0 at risk" in done.stderr and "Traceback" not in done.stderr
+    (folder / "metrics.json").write_text("spoilt")
+    done = run(*SMALL, f"--OUTPUT_DIR={folder}", "--TLSTM_EPOCHS=4", "--STAGES=tlstm", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "metrics.json: expected JSON" in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.endswith("tlstm.py ended with exit code 2\n")
 
 

@@ -31,6 +31,7 @@ CAUSES = {
     "calendar years": (lambda n: f"0,{2000 + n % 9},1,1", "40 rows: time: expected years", "Calendar years?"),
     "serial days": (lambda n: f"0,{43000 + n},1,1", "40 rows: time: expected years", "a spreadsheet program numbers"),
     "months": (lambda n: f"0,{121 + n},1,1", "40 rows: time: expected years", "set TIME_UNIT=months"),
+    "ages": (lambda n: f"0,{100.5 + n % 9},1,1", "40 rows: time: expected years", "Ages? Then write years since"),
     "days": (lambda n: f"0,{1300 + n},1,1", "40 rows: time: expected years", "set TIME_UNIT=days"),
     "negative": (lambda n: f"-0.{n + 1},3,1,1", "40 rows: visit_time: expected a number >= 0", "before the baseline"),
     "a few late": (lambda n: f"{4 if n < 9 else 0},3,1,1", "9 rows: a visit at or after", "LATE_VISITS=drop"),

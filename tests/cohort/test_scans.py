@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+import unicodedata
 
 import nibabel as nib
 import numpy as np
@@ -394,6 +395,25 @@ def test_what_lies_there_instead_is_told(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     assert found_instead(tmp_path / "s1.nii.gz").startswith(f" ({OTHER_NAMES[name]}")
     assert found_instead(tmp_path / "s2.nii.gz") == "" == found_instead(tmp_path / "no folder" / "s1.nii.gz")
+
+
+@pytest.mark.parametrize("stem", ["Zoë_1", "señor", "한글"])
+def test_a_name_in_other_characters_that_look_alike_is_told(tmp_path, stem):
+    """As macOS writes it, with the accents apart, and the other way round."""
+    composed, decomposed = (unicodedata.normalize(form, f"{stem}.nii.gz") for form in ("NFC", "NFD"))
+    for lying, expected in ((composed, decomposed), (decomposed, composed)):
+        folder = tmp_path / str(lying == composed)
+        folder.mkdir()
+        (folder / lying).touch()
+        assert f" ({lying} lies there, in other Unicode characters" in found_instead(folder / expected)
+        (folder / lying).rename(folder / lying.replace(".nii.gz", ".mgz"))
+        assert "lies there: convert it to NIfTI: mri_convert" in found_instead(folder / expected)
+
+
+@pytest.mark.parametrize("name", ["series", "s1.nii.gz"])
+def test_a_folder_in_the_place_of_a_scan_is_told(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert "it is a folder: name the file in it" in found_instead(tmp_path / name)
 
 
 def test_a_link_to_nowhere_is_told(tmp_path):

@@ -188,3 +188,21 @@ def test_a_volume_of_another_name_is_told_with_its_remedy(tmp_path, there, told)
     (tmp_path / "cohort.csv").write_text("subjectid,imageid,visit_time,time,convert_status\na,a1,0,1,1\n")
     with pytest.raises(InputError, match=rf"found none at '.*a1\.nii\.gz' \({re.escape(there)} lies there: {told}"):
         tables.read_cohort(tmp_path / "cohort.csv", mri_folder=tmp_path)
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "NA", "n/a"])
+def test_a_blank_path_of_a_scan_is_named_with_its_row(write, blank):
+    rows = "".join(f"{name},{name}1,0,2,1,{blank if name == 'b' else f' {name}1.nii.gz '}\n" for name in "abc")
+    path = write("subjectid,imageid,visit_time,time,convert_status,nifti_path\n" + rows)
+    with pytest.raises(InputError, match=r"\(1\):\n  row 3: nifti_path: expected the path of a scan, received"):
+        read(path)
+    path.write_text(path.read_text().replace(f",{blank}\n", ",b1.nii.gz\n"))
+    assert [name[-9:] for name in read(path)["nifti_path"]] == ["a1.nii.gz", "b1.nii.gz", "c1.nii.gz"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", ""])
+def test_a_folder_in_the_place_of_a_table_is_called_a_folder(tmp_path, suffix):
+    folder = tmp_path / f"table.{suffix}"
+    folder.mkdir()
+    with pytest.raises(InputError, match="expected a table, found a folder"):
+        tables.read_features(folder)

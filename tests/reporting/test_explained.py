@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from cohort.grid import Grid
 from config import read_config
 from data import Cache, Cohort
 from reporting import explained
-from reporting.explained import Explanations, check_choices
+from reporting.explained import Explanations, check_background, check_choices
 from runs.errors import InputError
 from runs.files import ROOT
 
@@ -81,6 +82,30 @@ def test_subjects_and_scans_that_the_test_part_does_not_have_are_named():
     check_choices(read_config(["--EXPLAIN=highest,b", "--SAMPLE_INDEX=2"]), TEST)
     with pytest.raises(InputError, match=r"\(2\):\n  EXPLAIN: .* received 'd'\n  SAMPLE_INDEX: .* received 3"):
         check_choices(read_config(["--EXPLAIN=d,a", "--SAMPLE_INDEX=3"]), TEST)
+
+
+@pytest.mark.parametrize("num_voxels", [1, 39, 40])
+def test_a_brain_of_fewer_voxels_than_regions_is_refused_before_training(cohort, num_voxels):
+    brain = (np.arange(8**3) < num_voxels).reshape(SHAPE)
+    for entry in cohort.parts["train"]["cache_entry"]:
+        np.save(entry, brain.astype(np.float16))
+    if num_voxels < 40:
+        with pytest.raises(InputError, match=f"brain: expected at least 40 voxels, received {num_voxels} on the net"):
+            check_background(read_config([]), cohort)
+        check_background(read_config(["--STAGES=cnn,features"]), cohort)
+    else:
+        check_background(read_config([]), cohort)
+
+
+def test_an_atlas_that_does_not_lie_on_the_brain_is_refused_before_training(cohort, tmp_path):
+    labels = np.ones(SHAPE, np.int16)
+    for name, shift in (("far", 500), ("near", 0)):
+        affine = np.diag([8.0, 8, 8, 1])
+        affine[1, 3] = shift
+        nib.save(nib.Nifti1Image(labels, affine), tmp_path / f"{name}.nii")
+    with pytest.raises(InputError, match="received an image that covers 0% of the brain"):
+        check_background(read_config([f"--ATLAS={tmp_path / 'far.nii'}"]), cohort)
+    check_background(read_config([f"--ATLAS={tmp_path / 'near.nii'}"]), cohort)
 
 
 def test_the_last_scans_are_chosen_by_the_risk_at_the_last_landmark(explanations):

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cohort.grid import read_grid
 from config import read_config
 from reporting import verify
 from runs.errors import InputError
@@ -74,14 +75,14 @@ def test_every_scan_that_would_be_refused_is_named(verified, scans):
 
 
 def test_the_grid_is_the_stated_references(verified, scans, tmp_path):
-    other = nib.Nifti1Image(np.ones((8, 9, 10), np.float32), np.diag([4.0, 4, 4, 1]))
-    nib.save(other, tmp_path / "reference.nii")
+    affine = nib.load(scans / "mri" / "S0001_v1.nii.gz").affine
+    nib.save(nib.Nifti1Image(np.ones((47, 55, 46), np.float32), affine), tmp_path / "reference.nii")
     stated = (f"--COHORT_CSV={scans / 'cohort.csv'}", f"--REFERENCE={tmp_path / 'reference.nii'}")
     with pytest.raises(
-        InputError, match=r"36 scans: expected the grid of REFERENCE, 8 x 9 x 10 voxels of 4 x 4 x 4 mm"
+        InputError, match=r"36 scans: expected the grid of REFERENCE, 47 x 55 x 46 voxels of 4 x 4 x 4 mm"
     ):
         verified(*stated)
-    assert "8 x 9 x 10 voxels" in verified(*stated, "--RESAMPLE=on")
+    assert "47 x 55 x 46 voxels" in verified(*stated, "--RESAMPLE=on")
 
 
 def test_the_scans_that_are_timed_are_refused_by_name(cohort, tmp_path):
@@ -89,7 +90,8 @@ def test_the_scans_that_are_timed_are_refused_by_name(cohort, tmp_path):
     spoilt = nib.Nifti1Image(np.asarray(image.dataobj, np.float32) - 1024, image.affine)
     nib.save(spoilt, tmp_path / "spoilt.nii")
     paths = [str(cohort / "mri" / "S0003_v1.nii.gz"), str(tmp_path / "spoilt.nii")]
-    (told,) = verify._refuse_voxels(pd.DataFrame({"scan": ["a", "b"], "nifti_path": paths}), (16, 16, 16))
+    table, grid = pd.DataFrame({"scan": ["a", "b"], "nifti_path": paths}), read_grid(paths[0])
+    (told,) = verify._refuse_voxels(table, grid, read_config(["--TARGET_SHAPE=16,16,16"]))
     assert told.startswith(f"b: {paths[1]}: expected 0 outside the brain, received greys close to -1024")
 
 

@@ -88,7 +88,8 @@ def test_each_estimand_by_hand():
 
 def test_a_reason_comes_instead_of_values():
     short = Reference(np.array([0.5, 1.2]), np.array([True, False]), 0.5)
-    unknown = "past the training part's follow-up (1.20 years): its censoring is unknown"
+    largest = "the largest horizon that the data bear is 1.19 years"
+    unknown = f"past the training part's follow-up (1.20 years): its censoring is unknown; {largest}"
     at_three = estimands(reference=short)
     for estimand in (at_three.auc(3.0), at_three.brier(3.0), at_three.calibration_slope(3.0)):
         assert estimand == Estimand(None, unknown)
@@ -101,8 +102,20 @@ def test_a_reason_comes_instead_of_values():
 
 def test_the_note_says_where_the_follow_up_ends():
     shorter = estimands(time=[0.5, 1.5, 2.5, 2.9])
-    assert shorter.uno_c().note == shorter.ibs().note == "up to 2 years, where the follow-up ends"
+    assert shorter.uno_c().note == "up to 2 years, where the follow-up ends"
     assert estimands().uno_c().note is None
+
+
+@pytest.mark.parametrize(("longest", "largest"), [(2.9, 2.89), (3.0, 2.99), (2.504, 2.5)])
+def test_the_brier_score_is_not_integrated_over_a_part_of_the_grid(longest, largest):
+    """It would stand under a horizon that it does not reach; the horizon named instead has a value."""
+    times = [0.5, 1.5, 2.5, longest]
+    ends = f"nobody was followed beyond 3 years (longest: {longest:.2f})"
+    assert estimands(time=times).ibs() == Estimand(
+        None, f"{ends}; the largest horizon that the data bear is {largest} years"
+    )
+    shorter = np.array([1.0, 2.0, largest])
+    assert value(estimands(horizons=(largest,), time=times, grid=shorter).ibs()) > 0
 
 
 def test_clipped_risks_are_noted():

@@ -5,7 +5,7 @@ import pytest
 from samples import visits_table
 
 from runs.errors import InputError
-from survival.landmarks import Visits, cut_at_landmarks, landmark_grid
+from survival.landmarks import Visits, check_landmarks, cut_at_landmarks, landmark_grid
 
 
 def test_visits_are_in_time_major_order_longest_first():
@@ -63,3 +63,37 @@ def test_grid_steps_from_0_and_holds_what_is_wanted(rng):
 def test_uneven_last_visits_are_warned_of(caplog):
     landmark_grid({"t": visits_table()}, (), 0.5)
     assert "Set LANDMARKS" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shift", "landmark", "advice"),
+    [
+        (0.0, 24.0, "the last event is at 4.00 years: choose an earlier one"),  # 2 years in months
+        (0.0, 4.0, "the last event is at 4.00 years: choose an earlier one"),
+        (64.0, 6.5, "the first visits begin at 64.00 years: choose a later one"),  # ages
+        (0.4, 0.1, "the first visits begin at 0.40 years: choose a later one"),
+    ],
+)
+def test_a_refused_landmark_says_in_which_direction_another_lies(shift, landmark, advice):
+    table = visits_table()
+    table[["visit_time", "time"]] += shift
+    with pytest.raises(InputError, match="they are years, whatever TIME_UNIT is") as error:
+        check_landmarks({"table": table}, (landmark,))
+    assert f"landmark {landmark:g} in the table: 0 at risk, 0 with an event; {advice}" in str(error.value)
+
+
+def test_a_landmark_of_nobodys_event_says_so():
+    with pytest.raises(InputError, match="3 at risk, 0 with an event; nobody has an event"):
+        check_landmarks({"table": visits_table().assign(event=False)}, (0.0,))
+
+
+@pytest.mark.parametrize(("window", "num_parts", "largest"), [(4.0, 1, 3.99), (12.0, 1, 3.99), (1.7, 2, 1.49)])
+def test_a_window_after_the_follow_up_is_refused_with_the_largest(window, num_parts, largest):
+    """Of two folds, each needs a subject that was followed longer; the follow-ups are 4, 1.5 and 1.4 years."""
+    table = visits_table()
+    table.loc[table["subject"] == "q", "time"] = 1.4
+    bounds = {"num_parts": num_parts, "windows": (window,)}
+    with pytest.raises(InputError, match="and as many beyond its window") as error:
+        landmark_grid({"table": table}, (0.0,), 0.5, **bounds)
+    assert f"window {window:g}; the largest that the data bear is {largest}\n" in str(error.value)
+    assert landmark_grid({"table": table}, (0.0,), 0.5, num_parts=num_parts, windows=(largest,)) == (0.0,)

@@ -297,7 +297,8 @@ def test_what_cannot_be_computed_says_why(log_hazard, time, event):
 def test_the_reasons():
     alone = planted([1.0], [3.0], [True])
     assert alone["c_index"]["why"] == "no comparable pair: nobody outlived an event"
-    assert alone["auc"]["3.0"]["why"] == "nobody was followed beyond 3 years (longest: 3.00)"
+    longest = "nobody was followed beyond 3 years (longest: 3.00)"
+    assert alone["auc"]["3.0"]["why"] == f"{longest}; the largest horizon that the data bear is 2.99 years"
     censored = planted([1.0, 2, -3], [3.5, 4, 6], [False] * 3)
     assert censored["auc"]["2.0"]["why"] == "nobody had the event within 2 years"
     assert censored["hazard_ratio"]["why"] == "no events"
@@ -312,7 +313,9 @@ def test_past_the_training_follow_up_nothing_is_estimated():
     for year in ("3.0", "5.0"):
         for estimate in (figures["auc"][year], figures["brier"][year], figures["calibration"][year]["slope"]):
             assert "past the training part's follow-up (2.60 years)" in estimate["why"]
-    assert figures["ibs"]["note"] == figures["uno_c"]["note"] == "up to 2.5 years, where the follow-up ends"
+    assert figures["uno_c"]["note"] == "up to 2.5 years, where the follow-up ends"
+    assert figures["ibs"]["value"] is None
+    assert figures["ibs"]["why"].endswith("the largest horizon that the data bear is 2.59 years")
     assert figures["c_index"]["value"] == concordance(log_hazard, time, event)
 
 
