@@ -158,8 +158,8 @@ class Pipeline:
         damage = self.record.damage()
         raise_if_any("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
         path = self.folder / "metrics.json"
-        cross_validated = {name: figures for name, figures in read_json(path).items() if name in ("cv", "folds")}
-        write_json(path, self._evaluate() | cross_validated)
+        kept = {name: figures for name, figures in read_json(path).items() if name in ("cv", "folds", "columns")}
+        write_json(path, self._evaluate() | kept)
         page = write_report(self.folder)
         print(closing_table(read_json(path)))
         print(f"\nEverything is in {self.folder}; begin with {page}")

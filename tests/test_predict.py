@@ -182,8 +182,8 @@ def test_columns_are_refused_before_a_scan_is_read(rng, tmp_path, capsys, featur
 def test_columns_that_the_model_does_not_know_are_named(rng, tmp_path, caplog):
     caplog.set_level("INFO")
     folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
-    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, age=70.0, weight=60.0, feature_99=1.0)) == 0
-    assert "not used, since the model was not trained on them: weight, feature_99" in caplog.text
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, age=70.0, weight=60.0, site="Oslo")) == 0
+    assert "not used, since the model was not trained on them: weight, site" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{}", '{"stages": {"cnn": {"done": true}, "tlstm": {"done": false}}}'])
