@@ -161,7 +161,8 @@ def _log_used(columns: Columns, table: pd.DataFrame) -> None:
     for name, levels in columns.coded.items():
         subjects = table.groupby(table[name].astype(str).str.strip().str.casefold())["subject"].nunique()
         rare = [level for level in levels if subjects[level.casefold()] < FEW_SUBJECTS]
-        logger.info("%s is text of %d levels, each a column of 0 and 1: %s", name, len(levels), ", ".join(levels))
+        new = Coding(columns.coded).columns_of(name)
+        logger.info("%s is text (%s), coded as 0 and 1: %s", name, ", ".join(levels), ", ".join(new))
         if rare:
             logger.warning(
                 "%s: %s: fewer than %d subjects have it; it counts as missing where none of them is in training",

@@ -47,7 +47,7 @@ def test_what_is_used_and_what_is_not_is_told_with_the_reason(rng, caplog):
     assert list(columns.coded) == ["two levels", "ten levels", "with gaps"]
     assert columns.coded["with gaps"] == ("no", "yes") and len(columns.coded["ten levels"]) == 10
     assert "5 columns are used: age, two levels" in caplog.text and "10 columns are not used" in caplog.text
-    assert "with gaps is text of 2 levels, each a column of 0 and 1: no, yes" in caplog.text
+    assert "with gaps is text (no, yes), coded as 0 and 1: with gaps=yes" in caplog.text
     assert columns.as_json() == {"used": columns.used, "coded": columns.coded, "unused": columns.unused}
 
 
