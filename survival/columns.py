@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,7 @@ def find_columns(parts: Mapping[str, pd.DataFrame]) -> Columns:
             if _is_text(table[name]):
                 columns.coded[name] = find_levels(parts.get("train", table)[name])
     problems += _names_taken_twice(columns, names)
-    raise_if_any("Columns can't be used", problems, "Mend these columns, or drop them from every table.")
+    raise_if_any("Columns can't be used", problems, "Mend these columns or their names, or drop them from every table.")
     return columns
 
 
@@ -136,10 +137,11 @@ def _why_unused_in_training(name: str, parts: Mapping[str, pd.DataFrame]) -> str
 
 
 def _names_taken_twice(columns: Columns, names: list[str]) -> list[str]:
-    """The lines about columns that have the name of another one's level."""
+    """The lines about levels whose new column would have the name of another column."""
     coding = Coding(columns.coded)
-    coded = {new: name for name in columns.coded for new in coding.columns_of(name)}
-    return [f"{new}: is the name of a level of {name}; rename it" for new, name in coded.items() if new in names]
+    coded = [(new, name) for name in columns.coded for new in coding.columns_of(name)]
+    counts = Counter([*names, *(new for new, _ in coded)])
+    return [f"{name}: a level of it and another column are called {new}" for new, name in coded if counts[new] > 1]
 
 
 # ---- The log ---------------------------------------------------------------------------------------

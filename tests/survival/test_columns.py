@@ -67,12 +67,17 @@ def test_parts_that_contradict_each_other_are_refused(rng, change, problem):
         find_columns(parts | {"val": change(parts["val"])})
 
 
-@pytest.mark.parametrize(("name", "level"), [("sex=M", "M"), ("grp=b c", "b c")])
-def test_a_column_that_has_the_name_of_a_level_is_refused(rng, name, level):
-    column = name.partition("=")[0]
-    parts = parts_of(rng, **{column: lambda n: ["A", level][n // 3 % 2], name: lambda n: float(n)})
-    with pytest.raises(InputError, match=f"{name}: is the name of a level of {column}; rename it"):
-        find_columns(parts)
+@pytest.mark.parametrize(
+    ("columns", "new"),
+    [
+        ({"sex": lambda n: "FM"[n // 3 % 2], "sex=M": lambda n: float(n)}, "sex=M"),
+        ({"grp": lambda n: ["A", "b c"][n // 3 % 2], "grp=b c": lambda n: n % 2}, "grp=b c"),
+        ({"a": lambda n: ["A", "b=c"][n // 3 % 2], "a=b": lambda n: "Bc"[n // 3 % 2]}, "a=b=c"),
+    ],
+)
+def test_a_level_that_would_have_the_name_of_another_column_is_refused(rng, columns, new):
+    with pytest.raises(InputError, match=f"{next(iter(columns))}: a level of it and another column are called {new}"):
+        find_columns(parts_of(rng, **columns))
 
 
 @pytest.mark.parametrize("name", ["feature_3", "log_hazard", "progress"])
