@@ -202,23 +202,25 @@ def check_finite(weights: list[np.ndarray], _: list[np.ndarray]) -> None:
 
 
 def table_readers(folder: Path) -> list[Reader]:
-    """A cohort, features as CSV and as Parquet, and scans to predict: 24 rows, in `folder`."""
+    """A cohort, features as CSV and as Parquet, and scans to predict: 24 rows, in `folder`, one column of text."""
     rng = np.random.default_rng(0)
     rows = [(f"{n:03}", f"i{n}v{v}", v / 2, 5.25, n % 2, 60 + n / 3) for n in range(8) for v in range(3)]
     table = pd.DataFrame(rows, columns=[*tables.ON_DISK.values(), "age"])
     for name in table["imageid"]:
         (folder / f"{name}.nii.gz").touch()
+    table["sex"] = ["FM"[row % 2] for row in range(len(table))]
+    table.to_csv(folder / "cohort.csv", index=False)
     for number in range(4):
         table[f"feature_{number + 1}"] = rng.normal(size=len(table))
     table.to_csv(folder / "table.csv", index=False)
     table.to_parquet(folder / "table.parquet", index=False, write_page_checksum=True)
-    csv, parquet = folder / "table.csv", folder / "table.parquet"
+    cohort, csv, parquet = folder / "cohort.csv", folder / "table.csv", folder / "table.parquet"
     read_cohort, read_scans = (partial(read, mri_folder=folder) for read in (tables.read_cohort, tables.read_scans))
     return [
-        Reader("cohort table", csv, read_cohort, check_table, mutate_cells),
+        Reader("cohort table", cohort, read_cohort, check_table, mutate_cells),
         Reader("feature table", csv, tables.read_features, check_table, mutate_cells),
         Reader("feature table, Parquet", parquet, tables.read_features, check_table),
-        Reader("table to predict", csv, read_scans, check_table, mutate_cells),
+        Reader("table to predict", cohort, read_scans, check_table, mutate_cells),
     ]
 
 
@@ -273,7 +275,7 @@ def model_readers(folder: Path) -> list[Reader]:
     import tlstm
 
     table = tables.read_features(folder / "table.csv")
-    columns = tables.feature_columns(table)
+    columns = [*tables.feature_columns(table), "sex"]
     validation = np.arange(8) % 4 < 2  # by subject
     settings = tlstm.Settings.of(Config(NUM_SEEDS=1, TLSTM_EPOCHS=2, HIDDEN=4, COMPONENTS=(0,)))
     predictor, _ = tlstm.fit(table, validation[None], columns, grid=(), settings=settings)
