@@ -36,7 +36,7 @@ def name_faults(names: Iterable[str], ours: Sequence[str], *, of_scans: bool) ->
         elif of_scans and OF_STAGE_1.fullmatch(name):
             faults.append(f"{name}: stage 1 makes a column of this name")
         elif name not in ours and (meant := [other for other in ours if _key(name) == _key(other)]):
-            faults.append(f"{name!r}: differs from `{meant[0]}` only in case, blanks or signs that can't be seen")
+            faults.append(f"{name!r}: differs from `{meant[0]}` only in case, blanks, `_` or signs that can't be seen")
     return faults
 
 

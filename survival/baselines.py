@@ -121,10 +121,9 @@ def _principal_components(train: pd.DataFrame, image: Sequence[str]) -> Inputs:
 def _imputed(train: pd.DataFrame, covariates: Sequence[str]) -> Inputs:
     """Covariates at the last visit; a missing value becomes the training part's median, or most frequent level."""
     coding = Coding.fit(train, covariates)
-    coded = coding(last_visits(train))
     columns = [new for name in covariates for new in coding.columns_of(name)]
-    replacements = coded[columns].median().fillna(0.0)
-    replacements.update(coding.most_frequent(coded))
+    replacements = coding(last_visits(train))[columns].median().fillna(0.0)
+    replacements.update(coding.most_frequent(coding(train)))
     return lambda table: coding(last_visits(table))[columns].astype(float).fillna(replacements)
 
 
