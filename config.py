@@ -64,6 +64,9 @@ class Config(BaseSettings):
     LATE_VISITS: Literal["refuse", "drop"] = "refuse"
     """Visits at or after their subject's event, or after `time` of a censored one: refused, or left out and counted. A
     censored subject's last visit may lie at `time`: it belongs to the history."""
+    EVENT_NAMES: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Names of the events that `convert_status` 1, 2, ... stand for, such as `conversion,death`. The first one is
+    predicted; the others compete with it, and count as censored at `time`. Unset: 1 alone is expected."""
     TEST_RATIO: Ratio = 0.2
     """Share of the subjects in the test part, read once, at the end."""
     VAL_TRAIN_RATIO: Ratio = 0.2

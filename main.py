@@ -171,8 +171,9 @@ class Pipeline:
         damage = self.record.damage()
         raise_if_any("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
         path = self.folder / "metrics.json"
-        cross_validated = {name: figures for name, figures in read_json(path).items() if name in ("cv", "folds")}
-        write_json(path, self._evaluate() | cross_validated)
+        of_others = ("cv", "folds", *(("columns",) if self.record.is_done("tlstm") else ()))
+        lasting = {name: figures for name, figures in read_json(path).items() if name in of_others}
+        write_json(path, self._evaluate() | lasting)
         page = write_report(self.folder)
         print(closing_table(read_json(path)))
         print(f"\nEverything is in {self.folder}; begin with {page}")

@@ -22,7 +22,8 @@ import pandas as pd
 
 from cohort.extent import Extent
 from cohort.grid import Grid
-from cohort.tables import ON_DISK, feature_columns, read_scans, reading_of
+from cohort.names import OF_STAGE_1
+from cohort.tables import ON_DISK, OUR_COLUMNS, read_scans, reading_of
 from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
@@ -34,6 +35,7 @@ from runs.stages import BY_CONTENT
 from runs.threads import fix_threads
 from survival.cohort_words import log_cohort
 from survival.predictor import curve_years
+from survival.preparation import Preparation
 from survival.ranges import by_subject, find_out_of_range, lines_of
 
 FOR_THIS_PREDICTION = (
@@ -186,26 +188,25 @@ def _shown(config: Config, name: str) -> str:
 
 # ---- The prediction ----------------------------------------------------------------------------------
 def _check_columns(table: pd.DataFrame, config: Config, path: Path) -> None:
-    """Refuse a table without a column that the model needs, or with one that stage 1 makes, before it is preprocessed.
+    """Refuse a table without a column that the model needs, before a scan is preprocessed.
 
     Raises:
         InputError: names each column.
     """
     model = config.OUTPUT_DIR / "tlstm" / "model.json"
     try:
-        needed = [str(name) for name in read_json(model)["prepare"]["columns"]]
-    except (LookupError, TypeError) as error:
+        prepare = Preparation.from_json(read_json(model)["prepare"])
+    except (LookupError, TypeError, ValueError) as error:
         raise InputError(f"{model}: expected a trained model, received another. Run main.py again.") from error
-    of_stage1 = {"log_hazard", *(f"feature_{number}" for number in range(1, 8 * config.WIDTH + 1))}
-    given = feature_columns(table)
     problems = [
-        f"{name}: the model was trained on it; found no column of numbers of that name"
-        for name in needed
-        if name not in of_stage1 and name not in given
+        f"{name}: the model was trained on it; found no column of "
+        f"{'text' if name in prepare.coding.levels else 'numbers'} of that name"
+        for name in prepare.absent_from(table)
+        if not OF_STAGE_1.fullmatch(name)
     ]
-    problems += [f"{name}: stage 1 makes a column of this name" for name in given if name in of_stage1]
-    raise_if_any(f"{path}: columns can't be used", problems, "Add the columns that are absent; drop stage 1's.")
-    if unused := [name for name in given if name not in needed]:
+    raise_if_any(f"{path}: columns can't be used", problems, "Add these columns.")
+    unused = [name for name in table.columns if name not in (*OUR_COLUMNS, *prepare.needed)]
+    if unused:
         logger.info("%s: not used, since the model was not trained on them: %s", path, ", ".join(unused))
 
 

@@ -49,13 +49,13 @@ from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival import crossval
 from survival.cohort_words import log_cohort
+from survival.columns import usable_columns
 from survival.cox import RiskSets, Ties
 from survival.evaluation import evaluate_landmarks, evaluate_parts
 from survival.landmarks import Histories, landmark_grid
 from survival.link import Link, choose_link, stack_seeds
 from survival.metrics import EvaluationSettings
 from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
-from survival.preparation import usable_columns
 
 FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -507,7 +507,8 @@ def run(config: Config) -> None:
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
     log_to(config.OUTPUT_DIR / "run.log")
-    predictor, history = fit(learned, validation, columns, grid=grid, settings=Settings.of(config), progress=True)
+    predictor, history = fit(learned, validation, columns.used, grid=grid, settings=Settings.of(config), progress=True)
+    predictor.prepare.coding.warn_of_unseen(parts)
     years = curve_years(config.HORIZONS)
     predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
     evaluation = EvaluationSettings(config.HORIZONS, config.NUM_RESAMPLES, config.SEED)
@@ -523,7 +524,7 @@ def run(config: Config) -> None:
         by_visit = predict_by_visit(predictor, parts["test"], years)
         write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
     tables.write_csv(history, folder / "history.csv")
-    _merge_metrics(config, figures)
+    _merge_metrics(config, figures | {"columns": columns.as_json()})
 
 
 def compare_with_rivals(config: Config) -> None:
@@ -545,7 +546,7 @@ def compare_with_rivals(config: Config) -> None:
     columns = usable_columns(whole)
     grid = landmark_grid(whole, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS, windows=config.WINDOWS)
     histories: list[pd.DataFrame] = []
-    models = _model_and_rivals(config, columns, grid, histories)
+    models = _model_and_rivals(config, columns.used, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
     log_to(config.OUTPUT_DIR / "run.log")
     figures, predicted = crossval.compare_models(table, models, plan, progress=True)
@@ -554,7 +555,7 @@ def compare_with_rivals(config: Config) -> None:
     tables.write_csv(pd.concat(histories), folder / "history.csv")
     write_predictions(predicted, folder / "predictions.csv")
     crossval.draw_curves(predicted, folder / "curves.png")
-    _merge_metrics(config, {"cv": (summary := crossval.summarise(figures))})
+    _merge_metrics(config, {"cv": (summary := crossval.summarise(figures)), "columns": columns.as_json()})
     print(crossval.as_text(summary))
 
 

@@ -186,13 +186,14 @@ def check_finite(weights: list[np.ndarray], _: list[np.ndarray]) -> None:
 
 
 def table_readers(folder: Path) -> list[Reader]:
-    """A cohort, features as CSV and as Parquet, and scans to predict: 24 rows, in `folder`."""
+    """A cohort, features as CSV and as Parquet, and scans to predict: 24 rows, in `folder`, one column of text."""
     rng = np.random.default_rng(0)
     rows = [(f"{n:03}", f"i{n}v{v}", v / 2, 5.25, n % 2, 60 + n / 3) for n in range(8) for v in range(3)]
     table = pd.DataFrame(rows, columns=[*tables.ON_DISK.values(), "age"])
     for name in table["imageid"]:
         (folder / f"{name}.nii.gz").touch()
     cohort, csv, parquet = folder / "cohort.csv", folder / "features.csv", folder / "features.parquet"
+    table["sex"] = ["FM"[row % 2] for row in range(len(table))]
     table.assign(volume=rng.normal(size=len(table))).to_csv(cohort, index=False)
     for number in range(4):
         table[f"feature_{number + 1}"] = rng.normal(size=len(table))
@@ -261,7 +262,7 @@ def model_readers(folder: Path) -> list[Reader]:
     import tlstm
 
     table = tables.read_features(folder / "features.csv")
-    columns = tables.feature_columns(table)
+    columns = [*tables.feature_columns(table), "sex"]
     validation = np.arange(8) % 4 < 2  # by subject
     settings = tlstm.Settings.of(Config(NUM_SEEDS=1, TLSTM_EPOCHS=2, HIDDEN=4, COMPONENTS=(0,)))
     predictor, _ = tlstm.fit(table, validation[None], columns, grid=(), settings=settings)

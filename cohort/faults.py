@@ -1,6 +1,6 @@
 """Rows that can't be used, in words: each by its number, or many of one fault as one line with the likely cause."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 
 import pandas as pd
 
@@ -58,11 +58,12 @@ def row_faults(
 
 
 # ---- Likely causes -----------------------------------------------------------------------------------
-def cause_of_states(states: pd.Series) -> str:
+def cause_of_states(states: pd.Series, event_names: Sequence[str]) -> str:
     """The likely cause of wrong states.
 
     Args:
         states: (N,) text, the whole column `convert_status`.
+        event_names: of the states 1, 2, ... that are expected; empty: 1 alone.
     Returns:
         A sentence, or nothing.
     """
@@ -72,7 +73,11 @@ def cause_of_states(states: pd.Series) -> str:
     if distinct == {"-1", "1"}:
         return "Coded -1 for censored? Then write 0"
     if distinct <= {"0", "1", *map(str, range(2, 10))}:
-        return "Numbers beyond 1 look like competing events: write 1 for the event, 0 for last seen without it"
+        named = f"EVENT_NAMES={','.join([*event_names, 'another'])}" if event_names else "EVENT_NAMES=first,second"
+        return (
+            f"Numbers beyond 1 look like competing events: name them all, such as {named}, and those beyond 1 count as "
+            "censored; or write 1 for the event, 0 for last seen without it"
+        )
     if any(state.isalpha() for state in distinct - {"true", "false", "nan", "na"}):
         return "Words? Write 1 for the event at `time`, 0 for last seen without it"
     return ""

@@ -22,7 +22,8 @@ def without_late_visits(
     may lie at the end: it is part of the history, and counted in the log.
 
     Args:
-        table: N visits with `subject, visit_time, time, event`; `event` is 1, 0, or neither where it is wrong.
+        table: N visits with `subject, visit_time, time, event`; `event` is 0 where the subject was last seen without
+            any event, 1 or more where one was seen, and neither where it is wrong.
         left: (N,) years from each visit to its subject's `time`, free of rounding noise.
         path: of the table's file, for the log.
         drop: leave late visits out and count them in the log.
@@ -31,7 +32,7 @@ def without_late_visits(
     Raises:
         InputError: no visit would be left.
     """
-    event, left = table["event"] == 1, left.where(table["time"] >= 0)
+    event, left = table["event"] >= 1, left.where(table["time"] >= 0)
     after_event, after_end = event & (left <= 0), ~event & (left < 0)
     late = after_event | after_end
     is_censored = ~late & (table["event"] == 0)

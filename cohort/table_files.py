@@ -17,6 +17,7 @@ import pandas as pd
 
 from cohort.decimals import Decimal, convert_decimals
 from cohort.faults import row_fault, row_faults
+from cohort.names import tidy_name
 from runs.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _read_csv(path: Path, text: Sequence[str], encoding: str, decimal: Decimal) 
         raise _unreadable(path, "it is empty")
     plain.seek(0)
     local = delimiter == ";" or decimal != "auto"  # numbers may be written as a country does
-    table = _parse_plain_csv(plain, [name.strip() for name in rows.header], text, numbers_as_text=local)
+    table = _parse_plain_csv(plain, [*map(tidy_name, rows.header)], text, numbers_as_text=local)
     table.index = pd.Index(rows.numbers, dtype=int)
     table = _named_columns(path, table)
     dialect = [f"fields between {DELIMITERS[delimiter]}"] if delimiter != "," else []
@@ -210,6 +211,7 @@ def _read_parquet(path: Path, text: Sequence[str], decimal: Decimal) -> tuple[pd
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             content = file.read().replace_schema_metadata(None)
         content.validate(full=True)  # else pyarrow believes the lengths and offsets in the file
+        content = content.rename_columns([tidy_name(name) for name in content.column_names])
         table = _numbers_and_text(content, text).to_pandas()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error

@@ -1,12 +1,11 @@
 """The cohort table and the feature table, a row a scan: read, checked and written.
 
-In memory a table has the columns `subject, scan, visit_time, time, event`, then `nifti_path`, `cache_entry` and numeric
-columns, and its times are years. On disk it has the user's columns `subjectid, imageid, visit_time, time,
+In memory a table has the columns `subject, scan, visit_time, time, event`, then `nifti_path`, `cache_entry` and columns
+of numbers or text, and its times are years. On disk it has the user's columns `subjectid, imageid, visit_time, time,
 convert_status`, and its times are in TIME_UNIT. The functions here translate between the two, and nothing else does.
 """
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from cohort.competing import censor_competing
 from cohort.decimals import Decimal
 from cohort.faults import (
     cause_of_no_number,
@@ -26,6 +26,7 @@ from cohort.faults import (
 )
 from cohort.ids import id_key, similar_ids_fault
 from cohort.late_visits import without_late_visits
+from cohort.names import name_faults
 from cohort.scans import found_instead
 from cohort.splits import PARTS, check_parts
 from cohort.table_files import is_missing, read_rows
@@ -43,12 +44,12 @@ ON_DISK = {  # the user's column, by its name in memory
     "event": "convert_status",
 }
 OUR_COLUMNS = (*ON_DISK, "nifti_path", "cache_entry")  # in memory; never features
+OUR_NAMES = (*ON_DISK.values(), "nifti_path")  # on disk
 TEXT_COLUMNS = ("subjectid", "imageid", "nifti_path", "convert_status")  # on disk; read as they are written
 STATES = {"true": 1.0, "false": 0.0}  # other programs' words for `convert_status` 1 and 0
 LONGEST_FOLLOW_UP = 100.0  # years; a larger time is a calendar year or the number of a day
 HUGE_EXPONENT = r"[eE][+-]?\d{4,}"
 LARGEST_FEATURE = float(np.finfo(np.float32).max)
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Reading:
     similar_ids: Literal["refuse", "allow"] = "refuse"  # ids that differ only in case, invisible signs or zeros
     decimal: Decimal = "auto"  # the sign before decimals
     late_visits: Literal["refuse", "drop"] = "refuse"  # at or after the event, or after the end of follow-up
+    event_names: tuple[str, ...] = ()  # of `convert_status` 1, 2, ...; all but the first compete with it
 
 
 AS_USUAL = Reading()
@@ -101,7 +103,7 @@ def read_cohort(
 
     Args:
         path: CSV with `subjectid, imageid, visit_time, time, convert_status`, optionally `nifti_path`
-            (relative to the CSV) and numeric covariates.
+            (relative to the CSV) and covariates: numbers or text.
         mri_folder: holds `imageid.nii.gz` or `imageid.nii` where the table has no `nifti_path`.
         time_unit: of `visit_time` and `time`.
         reading: what is done where a table can be read in more than one way.
@@ -165,7 +167,7 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: R
     """Read and check a table of visits with features; a feature may be missing, an outcome may not.
 
     Args:
-        path: Parquet or CSV, a row a visit; `imageid` is optional, every other numeric column is a feature.
+        path: Parquet or CSV, a row a visit; `imageid` is optional, every other column is a feature, numbers or text.
         time_unit: of `visit_time` and `time`.
         reading: as for `read_cohort`.
     Returns:
@@ -248,14 +250,9 @@ def _read_checked(
     """The table in memory's columns and years; raises once, with every bad row."""
     table, problems = read_rows(path, text=TEXT_COLUMNS, decimal=reading.decimal)
     table = table.drop(columns=[*ignored], errors="ignore")
-    absent = [column for column in needed.values() if column not in table]
-    if absent or (table.empty and not problems):
-        raise InputError(
-            f"{path}: expected the columns {', '.join(needed.values())} and a row or more. "
-            f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(map(str, table.columns)) or 'nothing'}."
-        )
+    _check_names(table, path, needed, of_scans=folder is not None, has_rows=bool(len(table) or problems))
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit)
+    problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit, reading.event_names)
     if "event" in table:
         left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
         table, faults = without_late_visits(table, left, path, drop=reading.late_visits == "drop")
@@ -265,10 +262,28 @@ def _read_checked(
         problems += _find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
     if "event" in table:
-        table["event"] = table["event"].astype(bool)
+        table["event"] = censor_competing(table, reading.event_names, path)
     for name in table.columns.intersection(["visit_time", "time"]):
         table[name] = to_years(table[name], time_unit)
-    return _drop_text(table, path)
+    return table
+
+
+def _check_names(table: pd.DataFrame, path: Path, needed: Mapping[str, str], *, of_scans: bool, has_rows: bool) -> None:
+    """Refuse a table without a column of `needed` or without rows, or with a column that would be taken for ours.
+
+    Raises:
+        InputError: names every such column.
+    """
+    names = [str(name) for name in table.columns]
+    faults = name_faults(names, OUR_NAMES, of_scans=of_scans)
+    absent = [column for column in needed.values() if column not in names]
+    if absent or not has_rows:
+        raise InputError(
+            f"{path}: expected the columns {', '.join(needed.values())} and a row or more. "
+            f"Missing: {', '.join(absent) or 'rows'}. Found: {', '.join(names) or 'nothing'}."
+            + "".join(f"\n  {fault}" for fault in faults)
+        )
+    raise_if_any(f"{path}: columns can't be used", faults, "Rename these columns, or drop them.")
 
 
 def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
@@ -284,15 +299,17 @@ def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
     return problems
 
 
-def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit) -> list[str]:
+def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit, event_names: Sequence[str]) -> list[str]:
     """Turn times and states into numbers, in place; the faults of rows where they are none, or out of range."""
     problems = []
     for name in table.columns.intersection(["visit_time", "time", "event"], sort=False):
         values = _to_numbers(table[name])
         if name == "event":
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
-            wrong, cause = ~values.isin([0, 1]), cause_of_states(table[name])
-            problems += _row_faults(table, wrong, "convert_status: expected 0 or 1", shown=name, cause=cause)
+            highest = max(len(event_names), 1)
+            wrong, cause = ~values.isin(range(highest + 1)), cause_of_states(table[name], event_names)
+            expected = f"expected 0 {'or' if highest == 1 else 'to'} {highest}"
+            problems += _row_faults(table, wrong, f"convert_status: {expected}", shown=name, cause=cause)
         else:
             wrong = ~(values >= 0) | np.isinf(values)
             cause = cause_of_times(table.loc[wrong, name], time_unit, PER_YEAR)
@@ -379,15 +396,6 @@ def _row_faults(
 ) -> list[str]:
     """The lines about the bad rows, with what they hold in the column `shown`."""
     return row_faults(table.loc[bad, shown].items(), fault, verb=verb, cause=cause)
-
-
-def _drop_text(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The table without the columns of text that are none of ours; they are logged, each with a value."""
-    text = [name for name in table.columns.difference([*OUR_COLUMNS], sort=False) if table[name].dtype == object]
-    if text:
-        named = ", ".join(f"{name} (text, such as {table[name].dropna().iloc[0]!r})" for name in text)
-        logger.warning("%s: columns without numbers, so not used: %s", path, named)
-    return table.drop(columns=text)
 
 
 def _sort_visits(table: pd.DataFrame) -> pd.DataFrame:

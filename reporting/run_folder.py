@@ -44,6 +44,15 @@ class Window(BaseModel, extra="allow"):
     __pydantic_extra__: dict[str, CrossValidated]
 
 
+class Columns(TypedDict):
+    """What became of the table's columns."""
+
+    used: list[str]
+    coded: dict[str, list[str]]  # levels of text
+    unused: dict[str, str]  # and why
+
+
+COLUMNS = TypeAdapter(Columns)
 CV = TypeAdapter(dict[str, Window])  # the part of metrics.json that the page shows and no stage of main.py makes anew
 
 
@@ -136,6 +145,8 @@ class RunFolder:
 def _read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     validated(metrics.get("cv", {}), CV, f"{path}: cv: expected a summary by tlstm.py --FOLDS", "Delete it there.")
+    if "columns" in metrics:
+        validated(metrics["columns"], COLUMNS, f"{path}: columns: expected those of tlstm.py", "Delete them there.")
     return metrics
 
 

@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 
 from cohort.tables import feature_columns, last_visits, time_left, visits_with_time_left
+from survival.coding import Coding
+from survival.columns import find_columns
 from survival.estimates import breslow, survival_curves
+from survival.preparation import IMAGE_FEATURE
 
 Parts = Mapping[str, pd.DataFrame]  # train, val and test, a row a scan or a row a subject
 Inputs = Callable[[pd.DataFrame], pd.DataFrame]  # visits, a row a scan -> inputs of a Cox model, a row a subject
@@ -36,7 +39,7 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
 
     `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first.
     `elastic_net_features`: principal components of the last scan's features, if there are any.
-    `covariates`: the table's own numeric columns at the last visit, if there are any.
+    `covariates`: the table's own columns at the last visit, text as columns of 0 and 1, if there are any.
 
     Args:
         features: feature tables of the parts, a row a scan.
@@ -44,9 +47,8 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     Returns:
         By model, tables as those of `predict_last_scan`.
     """
-    columns = feature_columns(features["train"])
-    image = [name for name in columns if name.startswith("feature_")]
-    covariates = [name for name in columns if name not in {*image, "log_hazard"}]
+    image = [name for name in feature_columns(features["train"]) if IMAGE_FEATURE.fullmatch(name)]
+    covariates = [name for name in find_columns(features).used if name not in {*image, "log_hazard"}]
     inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope}
     if image:
         inputs["elastic_net_features"] = _principal_components(features["train"], image)
@@ -55,6 +57,7 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     return {
         name: _predict_cox(features, of_visits, years, l1_ratio=0.5 * (name == "elastic_net_features"))
         for name, of_visits in inputs.items()
+        if _varying(of_visits(features["train"]))
     }
 
 
@@ -116,22 +119,34 @@ def _principal_components(train: pd.DataFrame, image: Sequence[str]) -> Inputs:
 
 
 def _imputed(train: pd.DataFrame, covariates: Sequence[str]) -> Inputs:
-    """Covariates at the last visit; a missing value becomes the training part's median."""
-    columns = list(covariates)
-    medians = last_visits(train)[columns].median().fillna(0.0)
-    return lambda table: last_visits(table)[columns].fillna(medians)
+    """Covariates at the last visit; a missing value becomes the training part's median, or most frequent level."""
+    coding = Coding.fit(train, covariates)
+    columns = [new for name in covariates for new in coding.columns_of(name)]
+    replacements = coding(last_visits(train))[columns].median().fillna(0.0)
+    replacements.update(coding.most_frequent(coding(train)))
+    return lambda table: coding(last_visits(table))[columns].astype(float).fillna(replacements)
+
+
+def _varying(inputs: pd.DataFrame) -> list:
+    """The columns of inputs, a row a subject, that have two values or more."""
+    return [name for name in inputs if inputs[name].min() < inputs[name].max()]
 
 
 # ---- From inputs to predictions --------------------------------------------------------------------
 def _predict_cox(features: Parts, inputs: Inputs, years: np.ndarray, *, l1_ratio: float) -> dict[str, pd.DataFrame]:
-    """Fit on the training part, with the penalty of the best partial likelihood on validation."""
+    """Fit on the training part's inputs that vary, with the penalty of the best partial likelihood on validation."""
     from lifelines import CoxPHFitter  # slow to import
     from sklearn.preprocessing import StandardScaler
 
     last = {part: last_visits(table) for part, table in features.items()}
     x = {part: inputs(table) for part, table in features.items()}
-    scale = StandardScaler().fit(x["train"])
-    z = {part: pd.DataFrame(scale.transform(values), columns=values.columns.astype(str)) for part, values in x.items()}
+    varying = _varying(x["train"])
+    scale = StandardScaler().fit(x["train"][varying].to_numpy(float))
+    names = [f"input_{number}" for number in range(len(varying))]  # lifelines leaves out a column called Intercept
+    z = {
+        part: pd.DataFrame(scale.transform(values[varying].to_numpy(float)), columns=names)
+        for part, values in x.items()
+    }
     data = {part: z[part].assign(time=time_left(table), event=table["event"]) for part, table in last.items()}
     fits = [
         CoxPHFitter(penalizer=penalty, l1_ratio=l1_ratio).fit(data["train"], "time", "event") for penalty in PENALTIES

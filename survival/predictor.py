@@ -66,9 +66,11 @@ class Predictor:
         Raises:
             InputError: a column that the model was trained on is absent.
         """
-        absent = [name for name in self.prepare.columns if name not in table]
-        if absent:
-            raise InputError(f"expected the columns the model was trained on. Missing: {', '.join(absent)}.")
+        if absent := self.prepare.absent_from(table):
+            raise InputError(
+                f"expected the columns the model was trained on. Missing, or not of the same kind (numbers or text): "
+                f"{', '.join(absent)}."
+            )
         data = Histories.of(table, self.prepare, landmarks)
         rows = data.landmarks
         per_seed, scores = self.log_hazard_per_seed(data)

@@ -1,12 +1,11 @@
 """How the columns of a table of visits become the inputs of stage 2.
 
 Causal throughout: what stands at a visit depends on that visit and earlier ones alone. Everything that is estimated
-(medians, means, scales, principal components) comes from the training subjects. Shapes: M visits, F columns that are
-features, K principal components, P inputs. Times are years.
+(levels, medians, means, scales, principal components) comes from the training subjects. Shapes: M visits, F columns of
+numbers that are features, K principal components, P inputs. Times are years.
 """
 
 import dataclasses
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cohort.tables import feature_columns
-from runs.errors import InputError, raise_if_any
+from survival.coding import Coding
 
 IMAGE_FEATURE = re.compile(r"feature_\d+")  # a column of stage 1; principal components replace all of them
 SCALES = ("scale", "state", "change")  # the fields of Preparation that are a Scale
 LONG_TAIL = 1.0  # skewness above which a positive column is replaced by its logarithm
 LEAST_SPREAD = 1e-9  # a column whose standard deviation is not above this counts as constant
-logger = logging.getLogger(__name__)
 
 
 # ---- The preparation -----------------------------------------------------------------------------
@@ -71,16 +68,17 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How the F columns of a table become the P inputs of stage 2, fitted on training subjects.
+    """How the columns of a table become the P inputs of stage 2, fitted on training subjects.
 
-    A missing value is replaced by the subject's last value, or else by the training median. The columns are
-    standardised. The `feature_<n>` columns are replaced by their first principal components. Three groups of inputs
-    are added: whether a value is missing at this visit; log1p of the years since the visit before and since baseline;
-    the change of each value since the first visit.
+    Text becomes columns of 0 and 1 (`coding`), so that there are F. A missing value is replaced by the subject's last
+    value, or else by the training median, of text the most frequent level. The columns are standardised. The
+    `feature_<n>` columns are replaced by their first principal components. Three groups of inputs are added: whether a
+    value is missing at this visit; log1p of the years since the visit before and since baseline; the change of each
+    value since the first visit.
     """
 
     columns: tuple[str, ...]  # F names
-    missing: tuple[str, ...]  # columns with missing values in training: each has an indicator
+    missing: tuple[str, ...]  # columns, as the table has them, with missing values in training: each has an indicator
     logged: tuple[str, ...]  # positive columns with a long right tail: their logarithm is taken
     median: np.ndarray  # (F,)
     scale: Scale  # of the F columns
@@ -88,6 +86,7 @@ class Preparation:
     state: Scale  # of values, indicators and times together
     change: Scale  # of the changes since the first visit
     seen: Seen | None = None  # None: saved by a version that did not keep it
+    coding: Coding = dataclasses.field(default_factory=Coding)  # of the columns of text
 
     @classmethod
     def fit(cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int) -> "Preparation":
@@ -95,19 +94,23 @@ class Preparation:
 
         Args:
             table: M visits in memory's columns, sorted by subject and visit.
-            columns: names of the F features.
+            columns: names of the features, of numbers or text.
             num_components: principal components that replace all `feature_<n>` columns; 0 drops these columns.
         Returns:
             The fitted preparation; it has no more components than the data allow.
         """
-        columns = tuple(columns)
+        coding = Coding.fit(table, columns)
+        table = coding(table)
         missing = tuple(name for name in columns if table[name].isna().any())
+        columns = tuple(new for name in columns for new in coding.columns_of(name))
         logged = tuple(name for name in columns if _has_long_tail(table[name]))
-        median = _take_logarithms(table, columns, logged).median().fillna(0.0).to_numpy(float)
+        medians = _take_logarithms(table, columns, logged).median().fillna(0.0)
+        medians.update(coding.most_frequent(table))
+        median = medians.to_numpy(float)
         carried = _carry_forward(_take_logarithms(table, columns, logged), table["subject"], median)
         scale = Scale.fit(carried)
         components = _principal_axes(scale(carried)[:, _is_image(columns)], num_components)
-        draft = cls(columns, missing, logged, median, scale, components, _no_scale(), _no_scale())
+        draft = cls(columns, missing, logged, median, scale, components, _no_scale(), _no_scale(), coding=coding)
         state, change = draft._state_and_change(table)
         is_later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
         state_scale, change_scale = Scale.fit(state), _scale_without_centre(change[is_later])
@@ -132,6 +135,21 @@ class Preparation:
         """The number of inputs of the state; the changes since the first visit, (M, P - num_state), follow them."""
         return len(self.state.centre)
 
+    @property
+    def needed(self) -> list[str]:
+        """The columns that a table must have, of numbers or, those of `coding`, of text."""
+        coded = {new for name in self.coding.levels for new in self.coding.columns_of(name)}
+        return [*(name for name in self.columns if name not in coded), *self.coding.levels]
+
+    def absent_from(self, table: pd.DataFrame) -> list[str]:
+        """The needed columns that M visits do not have, or in which they have text for numbers or numbers for text."""
+        text = set(table.select_dtypes(exclude=["number", "bool"]))
+        return [
+            name
+            for name in self.needed
+            if name not in table or ((name in text) != (name in self.coding.levels) and table[name].notna().any())
+        ]
+
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Preparation":
         """Restore a preparation.
@@ -149,8 +167,9 @@ class Preparation:
         scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
         columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
         seen = Seen.from_json(saved["seen"]) if saved.get("seen") is not None else None
+        coding = Coding.from_json(saved["coding"]) if "coding" in saved else Coding()
         scale, state, change = scales
-        restored = cls(columns, missing, logged, median, scale, components, state, change, seen)
+        restored = cls(columns, missing, logged, median, scale, components, state, change, seen, coding)
         restored._check_sizes()
         arrays = [median, components, *(array for fitted in scales for array in (fitted.centre, fitted.factor))]
         arrays += dataclasses.astuple(seen) if seen is not None else ()
@@ -172,12 +191,14 @@ class Preparation:
 
     def values(self, table: pd.DataFrame) -> np.ndarray:
         """Compute the (M, G) values of every visit, as in `Seen`: standardised columns, then scores."""
+        table = self.coding(table)
         carried = _carry_forward(_take_logarithms(table, self.columns, self.logged), table["subject"], self.median)
         scaled, is_image = self.scale(carried), _is_image(self.columns)  # (M, F), (F,)
         return np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
 
     def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
+        table = self.coding(table)
         values = self.values(table)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
         is_missing = table[list(self.missing)].isna().to_numpy(float)
@@ -239,49 +260,3 @@ def _scale_without_centre(change: np.ndarray) -> Scale:
 def _inverse_spread(spread: np.ndarray) -> np.ndarray:
     """(F,): 1 / spread, and 0 for a constant column."""
     return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > LEAST_SPREAD)
-
-
-# ---- The columns that can be used ----------------------------------------------------------------
-def usable_columns(parts: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Find the feature columns that have two different values or more, and that every part has; the log names them.
-
-    A channel of stage 1 may be dead: a constant `feature_<n>` is left out, and the log names it.
-
-    Args:
-        parts: tables of visits, by name; a row a visit.
-    Returns:
-        F names, in the order of the first part.
-    Raises:
-        InputError: names each column that is constant, empty, or absent in a part; or no column is left.
-    """
-    table = pd.concat(parts.values())
-    usable, dead, problems = [], [], []
-    for name in feature_columns(table):
-        absent = [part for part, rows in parts.items() if name not in rows]
-        values = table[name].dropna()
-        if absent:
-            problems.append(f"{name}: absent in {', '.join(absent)}")
-        elif len(values) and values.min() < values.max():
-            usable.append(name)
-        elif IMAGE_FEATURE.fullmatch(name):
-            dead.append(name)
-        else:
-            problems.append(f"{name}: {'every value is missing' if values.empty else f'one value, {values.iloc[0]:g}'}")
-    raise_if_any("Columns can't be used", problems, "Drop these columns.")
-    if dead:
-        logger.info("%d constant features are left out: %s", len(dead), ", ".join(dead))
-    own = [name for name in usable if not IMAGE_FEATURE.fullmatch(name)]
-    num_image = len(usable) - len(own)
-    names = own + ([f"{num_image} of the form feature_<n>"] if num_image else [])
-    logger.info("%d columns are used: %s", len(usable), ", ".join(names))
-    num_missing = int(table[usable].isna().sum().sum())
-    if num_missing:
-        logger.info(
-            "%d of %d values are missing: the subject's last value, or else the training median, replaces them",
-            *(num_missing, table[usable].size),
-        )
-    if not usable:
-        raise InputError(
-            "expected a column of numbers beside the ids and outcomes, found none with two values or more."
-        )
-    return usable

@@ -30,7 +30,9 @@ def find_out_of_range(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame
         deviations from the lowest or highest training value, on the logarithm's scale where the model takes it.
     """
     prepare = predictor.prepare
-    findings = [*_missing(prepare, table), *_far_values(prepare, table), *_late_visits(predictor, table)]
+    coded = prepare.coding(table)
+    findings = [*_unseen_levels(prepare, table), *_missing(prepare, coded), *_far_values(prepare, coded)]
+    findings += _late_visits(predictor, table)
     if prepare.seen is None:
         findings += [(subject, UNKNOWN, "") for subject in table["subject"].unique()]
     return pd.DataFrame(findings, columns=["subject", "cause", "received"])
@@ -69,16 +71,21 @@ def lines_of(found: pd.DataFrame, num_subjects: int) -> list[str]:
     return lines
 
 
+def _unseen_levels(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:
+    """Levels of text that training did not have."""
+    unseen = prepare.coding.unseen(table).astype(str)
+    for subject, name, level in unseen[["subject", "column", "level"]].itertuples(index=False):
+        yield subject, f"{name} has a level that training did not have, so it counts as missing", level
+
+
 def _missing(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:
     """Columns without a value at any visit of a subject, and values that a logarithm can't take."""
     subject = table["subject"].astype(str)
     image = [name for name in prepare.columns if IMAGE_FEATURE.fullmatch(name)]
-    others = [name for name in prepare.columns if name not in image]
-    is_missing = table[list(prepare.columns)].isna().groupby(subject).all()  # (N, F) bool
+    others = [name for name in prepare.needed if name not in image]
+    is_missing = table[prepare.needed].isna().groupby(subject).all()  # (N, columns) bool
     for name in others:
-        median = prepare.median[prepare.columns.index(name)]
-        used = np.exp(median) if name in prepare.logged else median
-        cause = f"{name} is missing at every visit and counts as the training median {used:.4g}"
+        cause = f"{name} is missing at every visit and counts as the training {_replacement(prepare, name)}"
         yield from ((who, cause, "") for who in is_missing.index[is_missing[name]])
     if image and len(prepare.components):
         count = is_missing[image].sum(axis=1)
@@ -88,6 +95,14 @@ def _missing(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:
         lowest = table[name].where(table[name] <= 0).groupby(subject).min().dropna()
         cause = f"{name} is not above 0, so it counts as missing there: the model takes its logarithm"
         yield from ((str(who), cause, f"{value:.4g}") for who, value in lowest.items())
+
+
+def _replacement(prepare: Preparation, name: str) -> str:
+    """What a missing value of a column is replaced by, if the subject never had one."""
+    if name in prepare.coding.levels:
+        return "subjects' most frequent level"
+    median = prepare.median[prepare.columns.index(name)]
+    return f"median {np.exp(median) if name in prepare.logged else median:.4g}"
 
 
 def _far_values(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:

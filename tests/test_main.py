@@ -103,6 +103,7 @@ def test_the_metrics_keep_their_contract(finished):
                 assert estimate["value"] is not None or estimate["why"]
     assert "cox_last_slope" in metrics["baselines"]
     assert metrics["oracle"]["longitudinal"]["value"] > 0.5
+    assert set(metrics["columns"]) == {"used", "coded", "unused"} and metrics["columns"]["used"][0] == "log_hazard"
 
 
 def test_a_map_lies_in_the_scans_own_space(finished):

@@ -25,17 +25,18 @@ def write_scan(path, rng, shape=(16, 16, 16)):
     nib.save(nib.Nifti1Image(rng.uniform(1, 2, shape).astype(np.float32), AFFINE), path)
 
 
-def training_table(rng, *, covariate):
-    """30 subjects, 3 visits within a year, stage 1's columns, `age` between 60 and 80 if it is wanted."""
+def training_table(rng, *, covariate, text):
+    """30 subjects, 3 visits within a year, stage 1's columns; if wanted `age`, 60 to 80, and `sex` and `site`."""
     table = pd.DataFrame({"subject": np.repeat([f"s{number:02d}" for number in range(30)], 3)})
     table["visit_time"] = np.tile([0.0, 0.5, 1.0], 30)
     table["time"], table["event"] = np.repeat(1.1 + rng.exponential(3, 30), 3), np.repeat(rng.random(30) < 0.6, 3)
     values = pd.DataFrame(rng.normal(size=(90, len(STAGE1))), columns=STAGE1)
-    ages = {"age": rng.uniform(60, 80, 90)} if covariate else {}
-    return pd.concat([table, values], axis=1).assign(**ages)
+    own = {"age": rng.uniform(60, 80, 90)} if covariate else {}
+    own |= {"sex": np.tile(["M", "F"], 45), "site": np.repeat(["Oslo", "Rome", "Bonn"], 30)} if text else {}
+    return pd.concat([table, values], axis=1).assign(**own)
 
 
-def trained_run(folder, rng, *, covariate=True, **settings):
+def trained_run(folder, rng, *, covariate=True, text=False, **settings):
     """A run's folder as two finished stages leave it; stage 1 is never loaded here, so it is a file of any content."""
     settings = {"WIDTH": WIDTH, "TARGET_SHAPE": (16, 16, 16), "NUM_WORKERS": 1, **QUICK} | settings
     config = Config(OUTPUT_DIR=folder, **settings)
@@ -44,8 +45,8 @@ def trained_run(folder, rng, *, covariate=True, **settings):
     with record.running("cnn"):
         (folder / "cnn").mkdir(parents=True)
         (folder / "cnn" / "best.weights.h5").write_text("weights")
-    table = training_table(rng, covariate=covariate)
-    columns = [*STAGE1, "age"] if covariate else STAGE1
+    table = training_table(rng, covariate=covariate, text=text)
+    columns = [*STAGE1, *["age"] * covariate, *["sex", "site"] * text]
     validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
     predictor, _ = tlstm.fit(table, validation, columns, grid=(), settings=tlstm.Settings.of(config))
     with record.running("tlstm"):
@@ -242,8 +243,34 @@ def test_columns_are_refused_before_a_scan_is_read(rng, tmp_path, capsys, featur
 def test_columns_that_the_model_does_not_know_are_named(rng, tmp_path, caplog):
     caplog.set_level("INFO")
     folder = trained_run(tmp_path / "o", rng, MRI_FOLDER=tmp_path / "mri")
-    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, age=70.0, weight=60.0, feature_99=1.0)) == 0
-    assert "not used, since the model was not trained on them: weight, feature_99" in caplog.text
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, age=70.0, weight=60.0, site="Oslo")) == 0
+    assert "not used, since the model was not trained on them: weight, site" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"sex": "M"}, ["site: the model was trained on it; found no column of text of that name"]),
+        ({"sex": 1, "site": [1, 2, 3, 4]}, ["sex: the model was trained on it; found no column of text", "site: "]),
+        ({"sex": "M", "Site": "Oslo"}, ["site: the model was trained on it"]),
+    ],
+)
+def test_text_that_the_model_needs_is_refused_before_a_scan_is_read(rng, tmp_path, capsys, columns, named):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, text=True, MRI_FOLDER=tmp_path / "mri")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng, **columns)) == 2
+    message = capsys.readouterr().err
+    assert [words for words in named if words not in message] == [] and f"({len(named)}):" in message
+
+
+def test_text_of_new_subjects_is_read_and_levels_that_training_had_not_are_told(rng, tmp_path, caplog):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, text=True, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, sex=["M", "m", "F", None], site=["Bern", "Bern", " oslo", "Oslo"])
+    assert run_here(folder, csv) == 0
+    first, second = predictions(folder)["out_of_range"]
+    assert "site has a level that training did not have, so it counts as missing: Bern" in first
+    assert "site is missing at every visit and counts as the training subjects' most frequent level" in first
+    assert "site" not in second and "sex" not in first + second
+    assert "1 of 2 subjects: n1 (Bern)" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{}", '{"stages": {"cnn": {"done": true}, "tlstm": {"done": false}}}'])

@@ -6,6 +6,7 @@ brought into the main network's space by what both say of the validation scans.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,8 @@ def cross_fit(features: Features, learn: Learn, *, num_folds: int, seed: int, fo
         agreement = further["val"]["log_hazard"].corr(features["val"]["log_hazard"], method="spearman")
         logger.info("its log-hazards agree with the main network's on validation: Spearman %.2f", agreement)
         held_out_rows.append(align(further["train"][held_out], further["val"], features["val"]))
-    return pd.concat(held_out_rows).sort_index()
+    outputs = pd.concat(held_out_rows).sort_index()
+    return features["train"].assign(**{str(name): outputs[name] for name in outputs})
 
 
 def folds_of_scans(table: pd.DataFrame, num_folds: int, seed: int) -> np.ndarray:
@@ -91,22 +93,28 @@ def align(table: pd.DataFrame, further: pd.DataFrame, main: pd.DataFrame) -> pd.
         `table` with its outputs replaced.
     Source: Carroll et al. (2006), Measurement Error in Nonlinear Models, ch. 4.
     """
-    names = ["log_hazard", *(str(name) for name in main if str(name).startswith("feature_"))]
+    names = _outputs_of(main)
     ridge = RidgeCV(PENALTIES).fit(further[names].to_numpy(float), main[names].to_numpy(float))
     aligned = table.copy()
     aligned[names] = ridge.predict(table[names].to_numpy(float)).astype(np.float32)
     return aligned
 
 
+def _outputs_of(table: pd.DataFrame) -> list[str]:
+    """The columns of a feature table that the network gave; covariates may be called `feature_size`."""
+    return ["log_hazard", *(str(name) for name in table if re.fullmatch(r"feature_\d+", str(name)))]
+
+
 def _learn_once(folder: Path, learn: Callable[[Path], Features]) -> Features:
-    """The features by a further network; from its folder, if it is finished there."""
+    """The outputs of a further network; from its folder, if it is finished there."""
     path = folder / "features.parquet"
     if path.exists():
         logger.info("finished already")
     else:
         features = learn(folder)
         with written_whole(path) as part:
-            pd.concat([features[name].assign(part=name) for name in LEARNED]).to_parquet(part, index=False)
+            outputs = {name: features[name][_outputs_of(features[name])] for name in LEARNED}
+            pd.concat([table.assign(part=name) for name, table in outputs.items()]).to_parquet(part, index=False)
     table = pd.read_parquet(path)
     parts = {name: table[table["part"] == name] for name in LEARNED}
-    return {name: part.drop(columns="part").reset_index(drop=True) for name, part in parts.items()}
+    return {name: part[_outputs_of(part)].reset_index(drop=True) for name, part in parts.items()}

@@ -159,7 +159,7 @@ def test_a_flipped_bit_in_a_parquet_file_is_refused(expected, tmp_path, rng):
             tables.read_features(path, time_unit="months")
 
 
-def test_dates_and_lists_of_a_parquet_file_are_no_numbers(tmp_path, expected, caplog):
+def test_dates_and_lists_of_a_parquet_file_are_no_numbers(tmp_path, expected):
     table = expected.rename(columns=tables.ON_DISK).assign(
         subjectid=[1.0, 1.0, 2.0, 3.0],
         scanned=pd.to_datetime("2019-01-01"),
@@ -169,8 +169,7 @@ def test_dates_and_lists_of_a_parquet_file_are_no_numbers(tmp_path, expected, ca
     table.to_parquet(tmp_path / "table.parquet")
     table_read = tables.read_features(tmp_path / "table.parquet")
     assert tables.feature_columns(table_read) == ["age"] and table_read["subject"].tolist() == ["1", "1", "2", "3"]
-    assert "not used: scanned (text, such as '2019-01-01" in caplog.text
-    assert "took (text, such as" in caplog.text and "site (text, such as 'x')" in caplog.text
+    assert table_read["scanned"][0].startswith("2019-01-01") and table_read["site"].tolist() == ["x", "y", "x", "y"]
     table.assign(time=pd.to_datetime("2019-01-01")).to_parquet(tmp_path / "table.parquet")
     with pytest.raises(InputError, match="row 1: time: expected a number >= 0, received '2019-01-01"):
         tables.read_features(tmp_path / "table.parquet")

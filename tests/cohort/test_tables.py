@@ -161,12 +161,6 @@ def test_a_table_of_nothing_is_refused(write, text):
         read(write(text))
 
 
-def test_text_columns_are_left_out_and_said(write, caplog):
-    text = GOOD.replace(",age", ",site").replace(",70", ",Oslo").replace(",65", ",Rome").replace(",80", ",Bonn")
-    table = tables.read_features(write(text))
-    assert "site" not in table and "not used: site" in caplog.text
-
-
 def test_a_long_table_takes_seconds(tmp_path):
     """Of this processor, whatever its speed: what pandas alone takes is the measure."""
     number = np.arange(200_000)
@@ -206,3 +200,101 @@ def test_a_folder_in_the_place_of_a_table_is_called_a_folder(tmp_path, suffix):
     folder.mkdir()
     with pytest.raises(InputError, match="expected a table, found a folder"):
         tables.read_features(folder)
+
+
+# ---- Names -------------------------------------------------------------------------------------------
+HEADER = "subjectid,imageid,visit_time,time,convert_status"
+
+
+def with_columns(*names):
+    """A sound table of three scans with further columns of these names."""
+    rows = (f"{row},{','.join(str(n + k) for k in range(len(names)))}" for n, row in enumerate(ROWS))
+    return "\n".join([",".join([HEADER, *names]), *rows]) + "\n"
+
+
+ROWS = ["a,a1,0,2,1", "b,b1,0,3,0", "c,c1,0,1,1"]
+TAKEN = [
+    ["event"],
+    ["subject", "scan"],
+    ["cache_entry", "event"],
+    ["Time"],
+    ["SubjectID", "subject_id"],
+    ["Visit Time", "NIfTI_path"],
+    ["convert\u200b_status"],
+]
+
+
+@pytest.mark.parametrize("names", TAKEN)
+def test_columns_that_would_be_taken_for_ours_are_all_named_at_once(write, names):
+    for reader in (tables.read_features, read, lambda path: tables.read_scans(path, mri_folder=path.parent)):
+        with pytest.raises(InputError, match=rf"columns can't be used \({len(names)}\)") as error:
+            reader(write(with_columns("age", *names)))
+        assert [name for name in names if name not in str(error.value) and repr(name) not in str(error.value)] == []
+        assert "Rename these columns" in str(error.value) and "age" not in str(error.value)
+
+
+@pytest.mark.parametrize("names", [["feature_1", "feature_07"], ["log_hazard"], ["progress", "event"]])
+def test_covariates_of_scans_that_bear_the_names_of_stage_1_are_refused(write, names):
+    for reader in (read, lambda path: tables.read_scans(path, mri_folder=path.parent)):
+        with pytest.raises(InputError, match=rf"columns can't be used \({len(names)}\)") as error:
+            reader(write(with_columns(*names)))
+        assert f"{names[0]}: stage 1 makes a column of this name" in str(error.value)
+    if "event" not in names:  # a table of features may hold those of stage 1
+        assert tables.read_features(write(with_columns(*names)))[names[0]].tolist() == [0, 1, 2]
+
+
+def test_a_column_of_ours_in_another_spelling_is_named_if_ours_is_absent(write):
+    with pytest.raises(InputError, match=r"(?s)Missing: subjectid, time\..*'Subject ID': differs .*'TIME': differs"):
+        read(write(with_columns().replace("subjectid", "Subject ID").replace(",time", ",TIME")))
+
+
+ORDINARY = [
+    "index",
+    "level_0",
+    "split",
+    "landmark",
+    "survival_2.0",
+    "attention_1",
+    "out_of_range",
+    "part",
+    "row",
+    "risk",
+]
+ORDINARY += [
+    "x[1]",
+    "a+b",
+    "C(z)",
+    "Intercept",
+    "_x",
+    "__x__",
+    "1",
+    "2.5",
+    "x=1",
+    "<b>",
+    "na\u00efve",
+    "Age",
+    "age",
+    "$x_1$",
+]
+ORDINARY += ["columns", "missing", "coding", "scale", "values", "time left", "feature_x", "feature", "features"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_any_other_name_is_an_ordinary_column(write, tmp_path, suffix):
+    table = read(write(with_columns(*ORDINARY)))
+    assert tables.feature_columns(table) == ORDINARY
+    tables.write_table(table, tmp_path / f"out.{suffix}")
+    pd.testing.assert_frame_equal(tables.read_features(tmp_path / f"out.{suffix}"), table)
+
+
+@pytest.mark.parametrize("name", ['"MMSE\nscore"', '" MMSE   score\t"', "MMSE\u00a0score", '"MMSE\x1b\x00 score"'])
+def test_a_name_is_tidied_to_one_line(write, tmp_path, name):
+    plain = name.strip('"')
+    if "\0" not in name:
+        assert tables.feature_columns(read(write(with_columns(name)))) == ["MMSE score"]
+    sound = pd.read_csv(write(with_columns("x"))).rename(columns={"x": plain, "time": " time"})
+    sound.to_parquet(tmp_path / "t.parquet")
+    assert tables.feature_columns(tables.read_features(tmp_path / "t.parquet")) == ["MMSE score"]
+    sound.assign(**{"MMSE score": 1}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="2 columns are called 'MMSE score'"):
+        tables.read_features(tmp_path / "t.parquet")

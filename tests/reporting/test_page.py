@@ -227,6 +227,27 @@ def test_cross_validation_is_shown_where_there_is_one(run):
     assert "landmark + window: 2.0+3.0 years" in page.words
 
 
+COLUMNS = [
+    ({"used": ["age", "sex"], "coded": {"sex": ["F", "M"]}, "unused": {"id": "one value, 3"}}, "levels: sex (F, M)."),
+    (
+        {"used": ["items"], "coded": {"items": ["<b>", "a&b"], "x": ["n"]}, "unused": {"<i>": "<u>"}},
+        "items (<b>, a&b); x",
+    ),
+    ({"used": ["a<script>"], "coded": {}, "unused": {}}, "Stage 2 used a<script>."),
+]
+
+
+@pytest.mark.parametrize(("columns", "words"), COLUMNS)
+def test_the_columns_and_why_some_are_not_used_are_shown(run, columns, words):
+    change(run / "metrics.json", lambda metrics: metrics.update(columns=columns))
+    page = page_of(run)
+    assert words in page.words and f"Stage 2 used {', '.join(columns['used'])}." in page.words
+    assert [f"{name}: {why}" for name, why in columns["unused"].items() if f"{name}: {why}" not in page.words] == []
+    assert ("Not used, and why" in page.words) == bool(columns["unused"])
+    change(run / "metrics.json", lambda metrics: metrics.pop("columns"))
+    assert "Stage 2 used" not in page_of(run).words
+
+
 # ---- Subjects
 def test_every_prediction_has_its_row(whole):
     predicted = pd.read_csv(whole / "tlstm" / "predictions.csv").set_index("subjectid")

@@ -92,6 +92,23 @@ def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window,
 
 
 @pytest.mark.parametrize(
+    ("columns", "problems"),
+    [
+        (3, ": Input should be a valid dictionary"),
+        ({"used": ["a"], "coded": {}}, "unused: Field required"),
+        (
+            {"used": "a", "coded": {"b": 1}, "unused": {}},
+            "used: Input should be a valid list; coded.b: Input should be",
+        ),
+    ],
+)
+def test_columns_that_were_changed_by_hand_into_none_are_named(tmp_path, columns, problems):
+    write(tmp_path / "metrics.json", json.dumps({"columns": columns}))
+    with pytest.raises(InputError, match=rf"columns: expected those of tlstm.py, received another: {problems}"):
+        RunFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("record", "problem"),
     [
         ({"stages": []}, "stages: Input should be a valid dictionary"),

@@ -8,7 +8,6 @@ from samples import random_table, visits_table
 
 from cohort.tables import feature_columns
 from runs import files
-from runs.errors import InputError
 from survival import preparation
 
 
@@ -98,26 +97,3 @@ def test_any_columns_are_kept_as_json_and_restored(rng, columns, num_components)
     restored = preparation.Preparation.from_json(saved)
     assert restored.components.shape == prepare.components.shape
     np.testing.assert_array_equal(restored(table), prepare(table))
-
-
-def test_columns_that_say_nothing_are_all_named(rng):
-    table = random_table(rng).assign(flat=1.0, empty=np.nan)
-    with pytest.raises(InputError, match=r"(?s)\(2\).*flat: one value, 1.*empty: every value is missing"):
-        preparation.usable_columns({"train": table})
-    with pytest.raises(InputError, match="lab: absent in val"):
-        preparation.usable_columns({"train": random_table(rng), "val": random_table(rng).drop(columns="lab")})
-    with pytest.raises(InputError, match="expected a column of numbers"):
-        preparation.usable_columns({"train": table[["subject", "visit_time", "time", "event"]]})
-
-
-def test_a_dead_feature_of_stage_1_is_left_out_aloud(rng, caplog):
-    caplog.set_level("INFO")
-    table = random_table(rng).assign(feature_9=0.0)
-    assert "feature_9" not in preparation.usable_columns({"train": table})
-    assert "feature_9" in caplog.text
-
-
-def test_missing_values_are_counted_aloud(caplog):
-    caplog.set_level("INFO")
-    preparation.usable_columns({"train": visits_table()})
-    assert "2 of 12 values are missing" in caplog.text

@@ -114,3 +114,11 @@ def test_folds_are_of_whole_subjects_and_share_the_events(features):
 def test_more_folds_than_events_are_refused(features):
     with pytest.raises(InputError, match="CROSS_FIT: expected at most 7, the training subjects with an event"):
         folds_of_scans(features["train"], 8, 0)
+
+
+@pytest.mark.parametrize("name", ["part", "feature_size", "index", "fold"])
+def test_covariates_of_any_name_come_through(features, tmp_path, name):
+    own = {part: table.assign(**{name: np.arange(float(len(table)))}) for part, table in features.items()}
+    aligned = cross_fit(own, lambda rows, folder: folder.mkdir() or own, num_folds=2, seed=0, folder=tmp_path)
+    pd.testing.assert_series_equal(aligned[name], own["train"][name])
+    assert list(aligned) == list(own["train"])
