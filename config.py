@@ -177,6 +177,9 @@ class Config(BaseSettings):
     """How many principal components may stand for the columns feature_<n>; validation chooses (0: none)."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties of the link that validation chooses from; more is smoother."""
+    WINSORISE: NotNegative = 10.0
+    """Covariates are kept within fences so many quartile distances (upper minus lower quartile of the training
+    subjects) beyond their quartiles, so that no single cell decides a model; what is moved is counted; 0: off."""
     HIDDEN: Count = 16
     """Width of the T-LSTM's state."""
     RECALIBRATE: bool = False

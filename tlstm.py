@@ -43,10 +43,10 @@ from runs.log import log_to
 from runs.processes import exit_process, run_main
 from runs.threads import fix_threads
 from survival import crossval
-from survival.cox import RiskSets, Ties
+from survival.cox import RiskSets
 from survival.evaluation import evaluate_landmarks, evaluate_parts
 from survival.landmarks import Histories, landmark_grid
-from survival.link import Link, choose_link, stack_seeds
+from survival.link import Link, LinkSettings, choose_link, stack_seeds
 from survival.metrics import EvaluationSettings
 from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
 from survival.preparation import usable_columns
@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(LinkSettings):
     """How stage 2 is built and trained. `config.py` explains the settings and holds their defaults."""
 
     hidden: int  # H
@@ -72,10 +72,7 @@ class Settings:
     weight_decay: float  # of AdamW
     epochs: int  # at most
     patience: int  # epochs without a lower validation loss
-    penalties: tuple[float, ...]  # of the link, to choose from
-    components: tuple[int, ...]  # numbers of principal components, to choose from
     recalibrate: bool  # multiply the log-hazard by its slope on validation
-    ties: Ties  # how the losses treat tied events
     seed: int
 
     @classmethod
@@ -93,6 +90,7 @@ class Settings:
             patience=config.TLSTM_PATIENCE,
             penalties=config.PENALTIES,
             components=config.COMPONENTS,
+            winsorise=config.WINSORISE,
             recalibrate=config.RECALIBRATE,
             ties=config.TIES,
             seed=config.SEED,
@@ -333,15 +331,7 @@ def fit(
         InputError: the training or the validation subjects of a seed have no event.
     """
     level = logging.INFO if progress else logging.DEBUG
-    link = choose_link(
-        table,
-        validation,
-        columns,
-        grid=grid,
-        components=settings.components,
-        penalties=settings.penalties,
-        ties=settings.ties,
-    )
+    link = choose_link(table, validation, columns, grid=grid, settings=settings)
     num_used, num_components = np.count_nonzero(link.coefficients.any(axis=0)), len(link.prepare.components)
     logger.log(level, "link: %d inputs, %d components, validation loss %.4f", num_used, num_components, link.loss)
     if link.prepare.logged:
@@ -565,7 +555,7 @@ def _model_and_rivals(
     settings = Settings.of(config)
     return {
         crossval.OUR_MODEL: network(settings),
-        **crossval.linear_rivals(columns, config.PENALTIES, grid),
+        **crossval.linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
         "lstm": network(dataclasses.replace(settings, time_aware=False)),
     }
 
