@@ -189,6 +189,24 @@ class Preparation:
         scaled = self.scale(_carry_forward(values, table["subject"], self.median))  # (M, F)
         return _with_scores(scaled, _is_image(self.columns), self.components)
 
+    def are_clipped(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Find the cells of the F columns, (M, F) bool, that lie beyond a fence and are moved to it."""
+        values = _take_logarithms(table, self.columns, self.logged)
+        return self.fences.are_beyond(values) if self.fences else pd.DataFrame(False, values.index, values.columns)
+
+    def fences_of(self, name: str) -> tuple[float, float]:
+        """Give a column's fences, the lower and the upper one, in the table's own unit.
+
+        Args:
+            name: of a column; the preparation has fences.
+        """
+        assert self.fences is not None
+        place = self.columns.index(name)
+        fences = np.array([self.fences.low[place], self.fences.high[place]])
+        with np.errstate(over="ignore"):  # no float is beyond a fence of infinity
+            low, high = np.exp(fences) if name in self.logged else fences
+        return float(low), float(high)
+
     def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
         values = self.values(table)
