@@ -50,6 +50,7 @@ from survival.link import Link, LinkSettings, choose_link, stack_seeds
 from survival.metrics import EvaluationSettings
 from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
 from survival.preparation import usable_columns
+from survival.screening import screen_columns, warn_of_leaks, warn_of_values
 
 FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -490,6 +491,7 @@ def run(config: Config) -> None:
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
     log_to(config.OUTPUT_DIR / "run.log")
+    screen_columns(parts, columns, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
     predictor, history = fit(learned, validation, columns, grid=grid, settings=Settings.of(config), progress=True)
     years = curve_years(config.HORIZONS)
     predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
@@ -529,6 +531,7 @@ def compare_with_rivals(config: Config) -> None:
     models = _model_and_rivals(config, columns, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
     log_to(config.OUTPUT_DIR / "run.log")
+    warn_of_values(table, table, columns, winsorise=config.WINSORISE)
     figures, predicted = crossval.compare_models(table, models, plan, progress=True)
     folder = config.OUTPUT_DIR / "cv"
     tables.write_csv(figures, folder / "figures.csv")
@@ -546,6 +549,8 @@ def _model_and_rivals(
 
     def network(settings: Settings) -> crossval.Fit:
         def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Predict:
+            if not histories:  # the first fold
+                warn_of_leaks(train, columns, config.LANDMARKS)
             predictor, history = fit(train, validation, columns, grid=grid, settings=settings)
             histories.append(history.assign(fit=len(histories) + 1, time_aware=settings.time_aware))
             return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)

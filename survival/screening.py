@@ -6,10 +6,11 @@ by themselves, as if it stood in them. Shapes: M visits, N subjects.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from scipy.stats import hypergeom, rankdata
 
 from survival.estimates import concordance
@@ -31,6 +32,21 @@ NUM_EXAMPLES = 3  # values that a line shows
 logger = logging.getLogger(__name__)
 
 
+def screen_columns(
+    parts: Mapping[str, pd.DataFrame], columns: Sequence[str], *, landmarks: Sequence[float], winsorise: float
+) -> None:
+    """Name what looks wrong in the columns of a split table; leaks are looked for in the training part alone.
+
+    Args:
+        parts: tables of visits by name, sorted by subject and visit; `train` is one of them.
+        columns: names of the features.
+        landmarks: years from baseline at which subjects are predicted; empty: at their last visits.
+        winsorise: width of the fences, as in `Preparation.fit`; 0: none.
+    """
+    warn_of_values(parts["train"], pd.concat(parts.values(), ignore_index=True), columns, winsorise=winsorise)
+    warn_of_leaks(parts["train"], columns, landmarks)
+
+
 # ---- Values --------------------------------------------------------------------------------------
 def warn_of_values(train: pd.DataFrame, table: pd.DataFrame, columns: Sequence[str], *, winsorise: float) -> None:
     """Name the columns with numbers that stand for a missing value, and the cells that winsorising moves.
@@ -38,14 +54,16 @@ def warn_of_values(train: pd.DataFrame, table: pd.DataFrame, columns: Sequence[s
     Args:
         train: visits of the training subjects, sorted by subject and visit; the fences come from them.
         table: M visits whose cells are looked at.
-        columns: names of the features; those of stage 1 are left out.
+        columns: names of the features; text and the features of stage 1 are left out.
         winsorise: width of the fences, as in `Preparation.fit`; 0: none.
     """
-    columns = [name for name in columns if not IMAGE_FEATURE.fullmatch(name)]
+    columns = [name for name in columns if is_numeric_dtype(table[name]) and not IMAGE_FEATURE.fullmatch(name)]
     for name in columns:
         if marks := find_marks(table[name]):
             counts = ", ".join(f"{mark:g} ({count} of {len(table)} cells)" for mark, count in marks.items())
             logger.warning("%s: %s lies apart. A mark for a missing value? Leave these cells empty.", name, counts)
+    if not columns:
+        return
     prepare = Preparation.fit(train, columns, num_components=0, winsorise=winsorise)
     are_clipped = prepare.are_clipped(table)
     for name in are_clipped.columns[are_clipped.any()]:
@@ -119,7 +137,8 @@ def warn_of_leaks(train: pd.DataFrame, columns: Sequence[str], landmarks: Sequen
     """
     columns = [name for name in columns if name not in STAGE1_OUTPUTS and not IMAGE_FEATURE.fullmatch(name)]
     table = train.reset_index(drop=True)
-    moments, subject = [moment.of_some() for moment in _moments(table, landmarks)], table["subject"].to_numpy()
+    moments = [moment.of_some() for moment in _moments(table, landmarks)]
+    subject = pd.factorize(table["subject"])[0]
     for name in columns:
         by_subject = _as_numbers(table[name]).groupby(subject, sort=False)
         last = by_subject.ffill()
@@ -153,10 +172,9 @@ def _moments(table: pd.DataFrame, landmarks: Sequence[float]) -> list[_Moment]:
 
 def _as_numbers(values: pd.Series) -> pd.Series:
     """A column in floats; text as the numbers of its levels in order."""
-    if pd.api.types.is_numeric_dtype(values):
+    if is_numeric_dtype(values):
         return values.astype(float)
-    codes = pd.Series(pd.factorize(values, sort=True)[0], values.index, float)
-    return codes.where(codes >= 0)
+    return values.astype(str).rank(method="dense").where(values.notna())
 
 
 def _what_it_tells(values: np.ndarray, time: np.ndarray, event: np.ndarray) -> str:
