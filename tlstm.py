@@ -439,7 +439,8 @@ def load(folder: str | Path) -> Predictor:
 
 def _restore(model: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Predictor, TLSTM]:
     """Build the predictor and its network; what does not fit raises one of NOT_A_MODEL."""
-    settings = TypeAdapter(Settings).validate_python(model["settings"])
+    unknown = {"winsorise": 0.0}  # to a model that was saved before there was this setting
+    settings = TypeAdapter(Settings).validate_python(unknown | model["settings"])
     expected = (settings.num_seeds, settings.hidden, 4 * settings.hidden)
     if tuple(weights["recurrent"].shape) != expected:  # checked before a network of a wrong, huge size is built
         raise ValueError(f"recurrent: expected {expected}, received {tuple(weights['recurrent'].shape)}")

@@ -101,7 +101,7 @@ class LinkSettings:
 
     penalties: tuple[float, ...]  # ridge penalties to choose from
     components: tuple[int, ...]  # numbers of principal components to choose from, if there are `feature_<n>` columns
-    winsorise: float = 0.0  # width of the fences of `Preparation.fit`; 0: none, as in models saved without it
+    winsorise: float  # width of the fences of `Preparation.fit`; 0: none
     ties: Ties  # how the losses treat tied events
 
 

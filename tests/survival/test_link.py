@@ -71,7 +71,7 @@ def test_the_link_with_the_lowest_validation_loss_is_chosen(rng):
     columns, components, penalties = feature_columns(table), (0, 2), (0.01, 0.3)
 
     def choose(columns, components, penalties):
-        settings = LinkSettings(components=components, penalties=penalties, ties="efron")
+        settings = LinkSettings(components=components, penalties=penalties, winsorise=10.0, ties="efron")
         return choose_link(table, validation, columns, grid=(0.5, 1.0), settings=settings)
 
     chosen = choose(columns, components, penalties)
