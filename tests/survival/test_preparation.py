@@ -133,6 +133,19 @@ def test_rounding_is_no_change_since_the_first_visit(rng, unit):
     assert prepare.change.factor.astype(bool).sum() == len(prepare.change.factor) - 1
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_scans_that_are_alike_but_for_rounding_have_no_change(rng, offset):
+    table = random_table(rng)
+    subject = table["subject"].str[1:].astype(int)
+    for number in range(4):
+        values = rng.normal(size=20)[subject] + offset
+        table[f"feature_{number}"] = values * (1 + 2.2e-16 * rng.integers(-2, 3, len(table)))
+    prepare = fitted(table)
+    own = len(prepare.change.factor) - len(prepare.components)
+    assert len(prepare.components) == 2 and not prepare.change.factor[own:].any()
+    assert (prepare(table)[:, prepare.num_state + own :] == 0).all()
+
+
 # ---- Winsorising ---------------------------------------------------------------------------------
 def winsorised(table, width=10.0):
     return preparation.Preparation.fit(table, feature_columns(table), num_components=2, winsorise=width)

@@ -36,6 +36,7 @@ def visits(rng, num_subjects=120, share=0.5):
         (-9999, (20.5, 61.0, 33.2)),
         (-1, (4, 12, 19, 25, 30)),
         (-9, (0, 1, 2, 3)),
+        (-9, (0, 17, 55)),
         (-999, (-2.5, 0.3, 1.8)),
         (99, (12, 19, 25, 30)),
         (999, (80, 120, 199)),
@@ -61,6 +62,7 @@ def test_several_marks_of_a_column_are_found_and_counted():
         tuple(range(100)),  # a scale that ends with 99
         (55, 62, 70, 78, 84, 99),
         (-1, 0, 1, 1, 0),  # codes
+        (-1, -1, 0, 1, 1),
         (-3, -2, -1, 0, 1, 2, 5, 9),
         (-1, 0, 0, 0, 1, 1, 2, 3, 4),  # the end of a tail
         (120, 999, 450, 1800),
@@ -161,6 +163,13 @@ def test_few_events_order_themselves_by_chance(rng, caplog):
     assert not caplog.records
     warn_of_leaks(table.assign(told=table["event"].astype(float)), ["told"])  # not by chance
     assert "is one and the same for all" in caplog.text
+
+
+@pytest.mark.parametrize("num_subjects", [6, 16])
+def test_two_small_groups_differ_by_chance(rng, caplog, num_subjects):
+    table = visits(rng, num_subjects=num_subjects)
+    warn_of_leaks(table.assign(told=table["event"].astype(float)), ["told"])
+    assert not caplog.records
 
 
 def test_what_stage_1_learned_from_these_outcomes_is_left_out(rng, caplog):
