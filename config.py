@@ -178,8 +178,9 @@ class Config(BaseSettings):
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties of the link that validation chooses from; more is smoother."""
     WINSORISE: NotNegative = 10.0
-    """Covariates are kept within fences so many quartile distances (upper minus lower quartile of the training
-    subjects) beyond their quartiles, so that no single cell decides a model; what is moved is counted; 0: off."""
+    """A covariate counts as no further beyond its quartiles than so many times the distance between them (training
+    subjects; of its logarithm where that is taken), so that no single cell decides a model; 0: off. The log counts
+    the cells."""
     HIDDEN: Count = 16
     """Width of the T-LSTM's state."""
     RECALIBRATE: bool = False

@@ -24,15 +24,15 @@ class Fences:
     def fit(cls, values: pd.DataFrame, width: float, *, among: Sequence[str]) -> "Fences":
         """Put up the fences from the training subjects' values.
 
-        The quartiles say what is ordinary, since up to a quarter of strange cells leaves them where they are. Most
-        cells of a column may hold one value, such as 0: then the quartiles are those of the other cells.
+        Up to a quarter of strange cells leaves the quartiles where they are. Where both are one value, such as 0, they
+        are those of the cells with other values, and the fences stand around that value and these quartiles.
 
         Args:
             values: (M, F) table; NaN where a value is missing.
             width: > 0, distance of a fence from its quartile, in distances between the two quartiles.
             among: names of the columns that get fences; the others get none.
         Returns:
-            The fences of the F columns; a column whose other cells hold one value too gets fences around both values.
+            The fences of the F columns; a constant column has none.
         """
         fences = [_fences(values[name], width) if name in among else (-NOWHERE, NOWHERE) for name in values.columns]
         low, high = np.array(fences, float).reshape(-1, 2).T
@@ -58,8 +58,10 @@ def _fences(values: pd.Series, width: float) -> tuple[float, float]:
     if not len(ordinary):
         return -NOWHERE, NOWHERE
     low, middle, high = np.quantile(ordinary, [0.25, 0.5, 0.75])
-    others = ordinary[ordinary != middle]
-    if low == high and len(others):
+    if low == high:
+        others = ordinary[ordinary != middle]
+        if not len(others):
+            return -NOWHERE, NOWHERE
         quartiles = np.quantile(others, [0.25, 0.75])
         low, high = min(middle, quartiles[0]), max(middle, quartiles[1])
     distance = width * (high - low)

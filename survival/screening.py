@@ -61,7 +61,10 @@ def warn_of_values(train: pd.DataFrame, table: pd.DataFrame, columns: Sequence[s
     for name in columns:
         if marks := find_marks(table[name]):
             counts = ", ".join(f"{mark:g} ({count} of {len(table)} cells)" for mark, count in marks.items())
-            logger.warning("%s: %s lies apart. A mark for a missing value? Leave these cells empty.", name, counts)
+            logger.warning(
+                "%s: %s: far from the other values. A mark for a missing value? Leave these cells empty.",
+                *(name, counts),
+            )
     if not columns:
         return
     prepare = Preparation.fit(train, columns, num_components=0, winsorise=winsorise)
@@ -85,7 +88,8 @@ def warn_of_values(train: pd.DataFrame, table: pd.DataFrame, columns: Sequence[s
 def find_marks(values: pd.Series) -> dict[float, int]:
     """Find the numbers of a column that look like marks for a missing value.
 
-    A mark is further from the other values than these are from each other, or the only negative number.
+    A mark is further from the other values than these are from each other, or the only negative number. A -1 is the
+    only negative number and more frequent than the lowest of the others.
 
     Args:
         values: (M,) numbers; NaN where a value is missing.
@@ -102,7 +106,7 @@ def _is_apart(mark: float, count: int, others: pd.Series) -> bool:
     if others.empty:
         return False
     low, high = others.min(), others.max()
-    if mark == -1:  # it often lies close by: a tail of values thins out, and marks do not
+    if mark == -1:  # it may be the end of a tail, which thins out
         return low >= 0 and count >= (others == low).sum() and others.nunique() >= LEAST_LEVELS
     return max(low - mark, mark - high) > high - low or mark < 0 <= low
 
@@ -110,7 +114,7 @@ def _is_apart(mark: float, count: int, others: pd.Series) -> bool:
 # ---- Leaks ---------------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class _Moment:
-    """Visits of one of which each subject is predicted at, and what then happened."""
+    """A visit of each subject, and what happened after it."""
 
     name: str
     rows: np.ndarray  # (N,) int, rows of the table
@@ -179,11 +183,12 @@ def _as_numbers(values: pd.Series) -> pd.Series:
 
 def _what_it_tells(values: np.ndarray, time: np.ndarray, event: np.ndarray) -> str:
     """In words, how values (N,) tell the outcomes almost perfectly; empty if they don't."""
-    for is_one, group, other in ((event, "with", "without"), (~event, "without", "with")):
-        own, others = values[is_one], values[~is_one]
-        if not len(own) or not ((own == own[0]) | (np.isnan(own) & np.isnan(own[0]))).all():
+    levels = pd.factorize(values, use_na_sentinel=False)[0]  # a missing value is a level, too
+    for is_own, group, other in ((event, "with", "without"), (~event, "without", "with")):
+        own, others = levels[is_own], levels[~is_own]
+        if not len(own) or (own != own[0]).any():
             continue
-        num_differing = int((~((others == own[0]) | (np.isnan(others) & np.isnan(own[0])))).sum())
+        num_differing = int((others != own[0]).sum())
         chance = hypergeom.pmf(0, len(values), len(own), num_differing)  # that nobody of the one group differs
         if num_differing >= ALARMING_SHARE * len(others) and chance < LEAST_CHANCE:
             return (

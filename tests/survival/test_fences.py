@@ -25,7 +25,7 @@ def fences_of(*values, width=10.0):
         ((0,) * 9 + (1,), (-10, 11)),  # rare: around both values
         ((0,) * 90 + (1,) * 9 + (-9999,), (-10, 11)),
         ((0,) * 7 + (2, 4), (0 - 35, 3.5 + 35)),  # from 0 to the upper quartile of 2 and 4
-        ((5,) * 4, (5, 5)),
+        ((5,) * 4, (-NOWHERE, NOWHERE)),
         ((np.nan, np.nan), (-NOWHERE, NOWHERE)),
     ],
 )

@@ -82,7 +82,7 @@ def test_values_are_named_with_their_counts_and_fences(rng, caplog):
     table.loc[[3, 8], "age"], table.loc[5, "lab"] = 7e8, -777.0
     warn_of_values(table, table, ["noise", "age", "lab"], winsorise=10.0)
     marks, clipped, logged = (record.getMessage() for record in caplog.records)
-    assert marks.startswith(f"lab: -777 (1 of {len(table)} cells) lies apart")
+    assert marks.startswith(f"lab: -777 (1 of {len(table)} cells): far from the other values")
     assert clipped.startswith("age: beyond ") and clipped.endswith(f"2 of {len(table)} cells: 7e+08")
     assert logged == f"lab: its logarithm is taken, so what is not above 0 counts as missing, 1 of {len(table)} cells"
 
@@ -214,4 +214,4 @@ def test_a_cohorts_covariates_are_looked_at_before_stage_1(cohort, tmp_path):
     done = run(*small, *paths, "--STAGES=features", "--WINSORISE=0")
     assert done.returncode == 2 and "needs the stage cnn" in done.stderr
     (mark,) = warnings_of(tmp_path / "o" / "run.log")
-    assert f"memory: -9999 (1 of {len(table)} cells) lies apart" in mark
+    assert f"memory: -9999 (1 of {len(table)} cells): far from the other values" in mark
