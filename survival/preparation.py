@@ -295,7 +295,7 @@ def _no_scale() -> Scale:
 
 
 def _scale_without_centre(change: np.ndarray, rounding: np.ndarray) -> Scale:
-    """The scale of changes (later visits, G); its centre is 0, so that no change stays 0. `rounding` (G,) is no change."""
+    """The scale of changes (later visits, G), without a centre: 0 stays 0. `rounding` (G,) is no change."""
     spread = np.sqrt((change**2).sum(axis=0) / max(len(change), 1))
     return Scale(np.zeros(change.shape[1]), _inverse_spread(spread, rounding))
 
