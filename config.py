@@ -183,6 +183,10 @@ class Config(BaseSettings):
     """How many principal components may stand for the columns feature_<n>; validation chooses (0: none)."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """Ridge penalties of the link that validation chooses from; more is smoother."""
+    WINSORISE: NotNegative = 10.0
+    """A covariate counts as no further beyond its quartiles than so many times the distance between them (training
+    subjects; of its logarithm where that is taken), so that no single cell decides a model; 0: off. The log counts
+    the cells."""
     HIDDEN: Count = 16
     """Width of the T-LSTM's state."""
     RECALIBRATE: bool = False

@@ -38,6 +38,7 @@ from survival.cohort_words import log_cohort
 from survival.evaluation import evaluate_run, predict_all, read_predictions
 from survival.metrics import EvaluationSettings
 from survival.pooling import evaluate_folds
+from survival.screening import screen_columns
 from training import crossfit
 
 if TYPE_CHECKING:  # TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second
@@ -95,6 +96,9 @@ class Pipeline:
         self.record.refuse_changes()
         self.record.refuse_folders(self.config.STAGES)
         self._write_splits()
+        parts, config = self.cohort.parts, self.config
+        columns = tables.feature_columns(parts["train"])
+        screen_columns(parts, columns, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
         self._call_workers()
         for stage in STAGES.values():
             if stage.name in self.config.STAGES:

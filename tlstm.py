@@ -50,12 +50,13 @@ from runs.threads import fix_threads
 from survival import crossval
 from survival.cohort_words import log_cohort
 from survival.columns import usable_columns
-from survival.cox import RiskSets, Ties
+from survival.cox import RiskSets
 from survival.evaluation import evaluate_landmarks, evaluate_parts
 from survival.landmarks import Histories, landmark_grid
-from survival.link import Link, choose_link, stack_seeds
+from survival.link import Link, LinkSettings, choose_link, stack_seeds
 from survival.metrics import EvaluationSettings
 from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
+from survival.screening import screen_columns, warn_of_leaks, warn_of_values
 
 FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(LinkSettings):
     """How stage 2 is built and trained. `config.py` explains the settings and holds their defaults."""
 
     hidden: int  # H
@@ -78,10 +79,7 @@ class Settings:
     weight_decay: float  # of AdamW
     epochs: int  # at most
     patience: int  # epochs without a lower validation loss
-    penalties: tuple[float, ...]  # of the link, to choose from
-    components: tuple[int, ...]  # numbers of principal components, to choose from
     recalibrate: bool  # multiply the log-hazard by its slope on validation
-    ties: Ties  # how the losses treat tied events
     seed: int
 
     @classmethod
@@ -99,6 +97,7 @@ class Settings:
             patience=config.TLSTM_PATIENCE,
             penalties=config.PENALTIES,
             components=config.COMPONENTS,
+            winsorise=config.WINSORISE,
             recalibrate=config.RECALIBRATE,
             ties=config.TIES,
             seed=config.SEED,
@@ -339,15 +338,7 @@ def fit(
         InputError: the training or the validation subjects of a seed have no event.
     """
     level = logging.INFO if progress else logging.DEBUG
-    link = choose_link(
-        table,
-        validation,
-        columns,
-        grid=grid,
-        components=settings.components,
-        penalties=settings.penalties,
-        ties=settings.ties,
-    )
+    link = choose_link(table, validation, columns, grid=grid, settings=settings)
     num_used, num_components = np.count_nonzero(link.coefficients.any(axis=0)), len(link.prepare.components)
     logger.log(level, "link: %d inputs, %d components, validation loss %.4f", num_used, num_components, link.loss)
     if link.prepare.logged:
@@ -454,7 +445,8 @@ def load(folder: str | Path) -> Predictor:
 
 def _restore(model: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Predictor, TLSTM]:
     """Build the predictor and its network; what does not fit raises one of NOT_A_MODEL."""
-    settings = TypeAdapter(Settings).validate_python(model["settings"])
+    unknown = {"winsorise": 0.0}  # to a model that was saved before there was this setting
+    settings = TypeAdapter(Settings).validate_python(unknown | model["settings"])
     expected = (settings.num_seeds, settings.hidden, 4 * settings.hidden)
     if tuple(weights["recurrent"].shape) != expected:  # checked before a network of a wrong, huge size is built
         raise ValueError(f"recurrent: expected {expected}, received {tuple(weights['recurrent'].shape)}")
@@ -507,6 +499,7 @@ def run(config: Config) -> None:
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
     log_to(config.OUTPUT_DIR / "run.log")
+    screen_columns(parts, columns.used, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
     predictor, history = fit(learned, validation, columns.used, grid=grid, settings=Settings.of(config), progress=True)
     predictor.prepare.coding.warn_of_unseen(parts)
     years = curve_years(config.HORIZONS)
@@ -549,6 +542,7 @@ def compare_with_rivals(config: Config) -> None:
     models = _model_and_rivals(config, columns.used, grid, histories)
     plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
     log_to(config.OUTPUT_DIR / "run.log")
+    warn_of_values(table, table, columns.used, winsorise=config.WINSORISE)
     figures, predicted = crossval.compare_models(table, models, plan, progress=True)
     folder = config.OUTPUT_DIR / "cv"
     tables.write_csv(figures, folder / "figures.csv")
@@ -566,6 +560,8 @@ def _model_and_rivals(
 
     def network(settings: Settings) -> crossval.Fit:
         def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Predict:
+            if not histories:  # the first fold
+                warn_of_leaks(train, columns, config.LANDMARKS)
             predictor, history = fit(train, validation, columns, grid=grid, settings=settings)
             histories.append(history.assign(fit=len(histories) + 1, time_aware=settings.time_aware))
             return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
@@ -575,7 +571,7 @@ def _model_and_rivals(
     settings = Settings.of(config)
     return {
         crossval.OUR_MODEL: network(settings),
-        **crossval.linear_rivals(columns, config.PENALTIES, grid),
+        **crossval.linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
         "lstm": network(dataclasses.replace(settings, time_aware=False)),
     }
 

@@ -67,7 +67,7 @@ STAGES: dict[StageName, Stage] = {
             makes=("tlstm",),
             results=("tlstm/model.json", "tlstm/model.pt", "tlstm/predictions.csv"),
             settings=(
-                *("POOL", "LINK", "NUM_SEEDS", "COMPONENTS", "PENALTIES", "HIDDEN", "TLSTM_DROPOUT"),
+                *("POOL", "LINK", "NUM_SEEDS", "COMPONENTS", "PENALTIES", "WINSORISE", "HIDDEN", "TLSTM_DROPOUT"),
                 *("TLSTM_LEARNING_RATE", "TLSTM_WEIGHT_DECAY", "TLSTM_EPOCHS", "TLSTM_PATIENCE", "RECALIBRATE"),
                 *("LANDMARKS", "LANDMARK_STEP", "HORIZONS", "NUM_RESAMPLES"),
             ),

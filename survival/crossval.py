@@ -125,7 +125,12 @@ def _value_or_nan(estimate: Mapping) -> float:
 
 # ---- The rivals ----------------------------------------------------------------------------------
 def linear_rival(
-    columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float], *, baseline_only: bool = False
+    columns: Sequence[str],
+    penalties: Sequence[float],
+    grid: Sequence[float],
+    *,
+    baseline_only: bool = False,
+    winsorise: float = 0.0,
 ) -> Fit:
     """Make a rival: a ridge Cox on the last values.
 
@@ -137,6 +142,7 @@ def linear_rival(
         grid: landmarks, years from baseline, at which one model is trained, stratified by landmark (van Houwelingen
             2007); empty: a model of its own is trained at each landmark that is predicted at.
         baseline_only: use the first visit alone.
+        winsorise: width of the fences of `Preparation.fit`; 0: none.
     Returns:
         A model for `compare_models`.
     """
@@ -148,7 +154,7 @@ def linear_rival(
     def fit(table: pd.DataFrame, validation: np.ndarray) -> Predict:
         """Prepare the training visits; the models are trained when they are first needed."""
         train = visits_of(table)
-        prepare = Preparation.fit(train, columns, num_components=0)
+        prepare = Preparation.fit(train, columns, num_components=0, winsorise=winsorise)
 
         @functools.cache
         def trained(landmarks: tuple[float, ...]) -> Predictor:
@@ -168,21 +174,24 @@ def linear_rival(
     return fit
 
 
-def linear_rivals(columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float]) -> dict[str, Fit]:
+def linear_rivals(
+    columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float], *, winsorise: float = 0.0
+) -> dict[str, Fit]:
     """Make the linear rivals of stage 2.
 
     Args:
         columns: names of the features.
         penalties: ridge penalties to choose from.
         grid: landmarks, years from baseline, at which stage 2 is trained.
+        winsorise: as stage 2's.
     Returns:
         By name: the values of the first visit; the last values (last observation carried forward), with a model for
         each landmark; the last values, with one model for all landmarks.
     """
     return {
-        "baseline_cox": linear_rival(columns, penalties, (), baseline_only=True),
-        "locf_cox": linear_rival(columns, penalties, ()),
-        "linear_supermodel": linear_rival(columns, penalties, grid),
+        "baseline_cox": linear_rival(columns, penalties, (), baseline_only=True, winsorise=winsorise),
+        "locf_cox": linear_rival(columns, penalties, (), winsorise=winsorise),
+        "linear_supermodel": linear_rival(columns, penalties, grid, winsorise=winsorise),
     }
 
 

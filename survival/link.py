@@ -95,6 +95,16 @@ def stack_seeds(rows: Landmarks, splits: list[Split], ties: Ties) -> tuple[np.nd
 
 
 # ---- The link ------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinkSettings:
+    """How the link is fitted. `config.py` explains the settings and holds their defaults."""
+
+    penalties: tuple[float, ...]  # ridge penalties to choose from
+    components: tuple[int, ...]  # numbers of principal components to choose from, if there are `feature_<n>` columns
+    winsorise: float  # width of the fences of `Preparation.fit`; 0: none
+    ties: Ties  # how the losses treat tied events
+
+
 @dataclasses.dataclass(frozen=True)
 class Link:
     """The ridge Cox of each seed, with the data that it was fitted on."""
@@ -112,9 +122,7 @@ def choose_link(
     columns: Sequence[str],
     *,
     grid: Sequence[float],
-    components: Sequence[int],
-    penalties: Sequence[float],
-    ties: Ties,
+    settings: LinkSettings,
 ) -> Link:
     """Fit a link for every choice of inputs and penalty, and take the one with the lowest loss on validation.
 
@@ -125,9 +133,7 @@ def choose_link(
         validation: (S, N) bool: which subjects, in sorted order, each seed is validated on.
         columns: names of the features.
         grid: landmarks, years from baseline; empty: each subject's last visit.
-        components: numbers of principal components to choose from, if there are `feature_<n>` columns.
-        penalties: ridge penalties to choose from.
-        ties: how the losses treat tied events.
+        settings: of the link.
     Returns:
         The link that was chosen.
     Raises:
@@ -140,12 +146,12 @@ def choose_link(
         is_trained = np.isin(subject, np.unique(subject)[~validation.all(axis=0)])  # (M,), by one seed or more
         trained = table[is_trained].reset_index(drop=True)
         has_images = any(map(IMAGE_FEATURE.fullmatch, columns))
-        for num_components in components if has_images else (0,):
-            prepare = Preparation.fit(trained, columns, num_components=num_components)
+        for num_components in settings.components if has_images else (0,):
+            prepare = Preparation.fit(trained, columns, num_components=num_components, winsorise=settings.winsorise)
             data = Histories.of(table, prepare, grid)
-            splits = split_rows(data.landmarks, validation, ties)
+            splits = split_rows(data.landmarks, validation, settings.ties)
             for inputs in (data.last_values, data.inputs[data.rows]):  # without and with the change
-                for penalty in penalties:
+                for penalty in settings.penalties:
                     yield Link(*fit_link(inputs, splits, penalty), prepare, data, splits)
 
     return min(candidates(), key=lambda link: link.loss)

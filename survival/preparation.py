@@ -7,24 +7,26 @@ numbers that are features, K principal components, P inputs. Times are years.
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from survival.coding import Coding
+from survival.fences import Fences
 
 IMAGE_FEATURE = re.compile(r"feature_\d+")  # a column of stage 1; principal components replace all of them
 SCALES = ("scale", "state", "change")  # the fields of Preparation that are a Scale
 LONG_TAIL = 1.0  # skewness above which a positive column is replaced by its logarithm
-LEAST_SPREAD = 1e-9  # a column whose standard deviation is not above this counts as constant
+ROUNDING = 1e-13  # share of a column's largest absolute value by which its cells may differ and be one number
+LEAST_COMPONENT = 1e-9  # share of the first component's standard deviation; a component below it is rounding
 
 
 # ---- The preparation -----------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Centre and spread of F columns; a constant column becomes 0."""
+    """Centre and spread of F columns; a constant column becomes 0, whatever its unit."""
 
     centre: np.ndarray  # (F,)
     factor: np.ndarray  # (F,) 1 / standard deviation; 0 for a constant column
@@ -32,7 +34,7 @@ class Scale:
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scale":
         """Estimate centre and spread of the columns of `values` (M, F)."""
-        return cls(values.mean(axis=0), _inverse_spread(values.std(axis=0)))
+        return cls(values.mean(axis=0), _inverse_spread(values.std(axis=0), _rounding(values)))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Standardise the columns of `values` (M, F)."""
@@ -70,11 +72,11 @@ class Seen:
 class Preparation:
     """How the columns of a table become the P inputs of stage 2, fitted on training subjects.
 
-    Text becomes columns of 0 and 1 (`coding`), so that there are F. A missing value is replaced by the subject's last
-    value, or else by the training median, of text the most frequent level. The columns are standardised. The
-    `feature_<n>` columns are replaced by their first principal components. Three groups of inputs are added: whether a
-    value is missing at this visit; log1p of the years since the visit before and since baseline; the change of each
-    value since the first visit.
+    Text becomes columns of 0 and 1 (`coding`), so that there are F. Values beyond their column's fences are moved to
+    them. A missing value is replaced by the subject's last value, or else by the training median, of text the most
+    frequent level. The columns are standardised. The `feature_<n>` columns are replaced by their first principal
+    components. Three groups of inputs are added: whether a value is missing at this visit; log1p of the years since the
+    visit before and since baseline; the change of each value since the first visit.
     """
 
     columns: tuple[str, ...]  # F names
@@ -87,15 +89,19 @@ class Preparation:
     change: Scale  # of the changes since the first visit
     seen: Seen | None = None  # None: saved by a version that did not keep it
     coding: Coding = dataclasses.field(default_factory=Coding)  # of the columns of text
+    fences: Fences | None = None  # of the F columns, on the logarithm's scale where it is taken; None: not winsorised
 
     @classmethod
-    def fit(cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int) -> "Preparation":
+    def fit(
+        cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int, winsorise: float = 0.0
+    ) -> "Preparation":
         """Estimate everything from the training subjects' visits.
 
         Args:
             table: M visits in memory's columns, sorted by subject and visit.
             columns: names of the features, of numbers or text.
             num_components: principal components that replace all `feature_<n>` columns; 0 drops these columns.
+            winsorise: width of the fences, as in `Fences.fit`, of the columns that are not `feature_<n>`; 0: none.
         Returns:
             The fitted preparation; it has no more components than the data allow.
         """
@@ -103,17 +109,21 @@ class Preparation:
         table = coding(table)
         missing = tuple(name for name in columns if table[name].isna().any())
         columns = tuple(new for name in columns for new in coding.columns_of(name))
-        logged = tuple(name for name in columns if _has_long_tail(table[name]))
-        medians = _take_logarithms(table, columns, logged).median().fillna(0.0)
+        logged = _long_tailed(table[list(columns)].astype(float), winsorise)
+        values = _take_logarithms(table, columns, logged)
+        fences = _fences(values, winsorise)
+        medians = values.median().fillna(0.0)
         medians.update(coding.most_frequent(table))
         median = medians.to_numpy(float)
-        carried = _carry_forward(_take_logarithms(table, columns, logged), table["subject"], median)
+        carried = _carry_forward(_within(fences, values), table["subject"], median)
         scale = Scale.fit(carried)
         components = _principal_axes(scale(carried)[:, _is_image(columns)], num_components)
-        draft = cls(columns, missing, logged, median, scale, components, _no_scale(), _no_scale(), coding=coding)
+        no_scale = (_no_scale(), _no_scale())
+        draft = cls(columns, missing, logged, median, scale, components, *no_scale, coding=coding, fences=fences)
         state, change = draft._state_and_change(table)
         is_later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
-        state_scale, change_scale = Scale.fit(state), _scale_without_centre(change[is_later])
+        rounding = _with_scores(_rounding(carried) * scale.factor, _is_image(columns), np.abs(components))
+        state_scale, change_scale = Scale.fit(state), _scale_without_centre(change[is_later], rounding)
         for factor in (state_scale.factor, change_scale.factor):  # one for all components: a ridge shrinks small ones
             shared = factor[np.count_nonzero(~_is_image(columns)) :][: len(components)]
             shared[:] = shared.min(initial=np.inf)
@@ -168,11 +178,12 @@ class Preparation:
         columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
         seen = Seen.from_json(saved["seen"]) if saved.get("seen") is not None else None
         coding = Coding.from_json(saved["coding"]) if "coding" in saved else Coding()
+        fences = Fences.from_json(saved["fences"]) if saved.get("fences") is not None else None
         scale, state, change = scales
-        restored = cls(columns, missing, logged, median, scale, components, state, change, seen, coding)
+        restored = cls(columns, missing, logged, median, scale, components, state, change, seen, coding, fences)
         restored._check_sizes()
         arrays = [median, components, *(array for fitted in scales for array in (fitted.centre, fitted.factor))]
-        arrays += dataclasses.astuple(seen) if seen is not None else ()
+        arrays += [array for optional in (seen, fences) if optional for array in dataclasses.astuple(optional)]
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("prepare: expected finite numbers")
         return restored
@@ -185,6 +196,9 @@ class Preparation:
             received = (scale.centre.shape, scale.factor.shape)
             if received != ((size,), (size,)) or len(self.median) != len(self.columns):
                 raise ValueError(f"prepare: expected {size} columns, received {scale.centre.shape}")
+        for array in (self.fences.low, self.fences.high) if self.fences is not None else ():
+            if array.shape != self.median.shape:
+                raise ValueError(f"fences: expected {len(self.median)} columns, received {array.shape}")
         for array in (self.seen.low, self.seen.high, self.seen.spread) if self.seen is not None else ():
             if array.shape != (num_values,):
                 raise ValueError(f"seen: expected {num_values} columns, received {array.shape}")
@@ -192,9 +206,27 @@ class Preparation:
     def values(self, table: pd.DataFrame) -> np.ndarray:
         """Compute the (M, G) values of every visit, as in `Seen`: standardised columns, then scores."""
         table = self.coding(table)
-        carried = _carry_forward(_take_logarithms(table, self.columns, self.logged), table["subject"], self.median)
-        scaled, is_image = self.scale(carried), _is_image(self.columns)  # (M, F), (F,)
-        return np.concatenate([scaled[:, ~is_image], scaled[:, is_image] @ self.components.T], axis=1)
+        values = _within(self.fences, _take_logarithms(table, self.columns, self.logged))
+        scaled = self.scale(_carry_forward(values, table["subject"], self.median))  # (M, F)
+        return _with_scores(scaled, _is_image(self.columns), self.components)
+
+    def are_clipped(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Find the cells of the F columns, (M, F) bool, that lie beyond a fence and are moved to it."""
+        values = _take_logarithms(self.coding(table), self.columns, self.logged)
+        return self.fences.are_beyond(values) if self.fences else pd.DataFrame(False, values.index, values.columns)
+
+    def fences_of(self, name: str) -> tuple[float, float]:
+        """Give a column's fences, the lower and the upper one, in the table's own unit.
+
+        Args:
+            name: of a column; the preparation has fences.
+        """
+        assert self.fences is not None
+        place = self.columns.index(name)
+        fences = np.array([self.fences.low[place], self.fences.high[place]])
+        with np.errstate(over="ignore"):  # no float is beyond a fence of infinity
+            low, high = np.exp(fences) if name in self.logged else fences
+        return float(low), float(high)
 
     def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
@@ -211,17 +243,44 @@ def _is_image(columns: Sequence[str]) -> np.ndarray:
     return np.array([IMAGE_FEATURE.fullmatch(name) is not None for name in columns], dtype=bool)
 
 
+def _own(columns: Iterable[str]) -> list[str]:
+    """The columns that are no features of stage 1."""
+    return [name for name in columns if not IMAGE_FEATURE.fullmatch(name)]
+
+
 def years_since_last(table: pd.DataFrame) -> np.ndarray:
     """Compute the (M,) years since the subject's visit before; 0 at the first visit."""
     return table.groupby("subject", sort=False)["visit_time"].diff().fillna(0.0).to_numpy(float)
 
 
+def _long_tailed(values: pd.DataFrame, winsorise: float) -> tuple[str, ...]:
+    """The columns of `values` (M, F) whose ordinary cells call for a logarithm; stage 1's never do."""
+    fences = _fences(values, winsorise)
+    ordinary = values if fences is None else values.mask(fences.are_beyond(values))
+    return tuple(name for name in _own(values.columns) if _has_long_tail(ordinary[name]))
+
+
 def _has_long_tail(values: pd.Series) -> bool:
-    """Whether a logarithm makes a column more symmetric, as for most laboratory values; False for stage 1's."""
-    if IMAGE_FEATURE.fullmatch(str(values.name)) or not values.min() > 0:
+    """Whether a logarithm makes a column more symmetric, as for most laboratory values."""
+    if not values.min() > 0:
         return False
-    skewness, skewness_of_logs = (float(column.skew()) for column in (values, np.log(values)))  # type: ignore[arg-type]
+    skewness, skewness_of_logs = _skewness(values), _skewness(np.log(values))
     return skewness > LONG_TAIL and abs(skewness_of_logs) < skewness
+
+
+def _skewness(values: pd.Series) -> float:
+    """Skewness, standardised first: pandas takes moments below 1e-14 for 0, whatever the unit. NaN if constant."""
+    return float(((values - values.mean()) / values.std()).skew())  # type: ignore[arg-type]
+
+
+def _fences(values: pd.DataFrame, winsorise: float) -> Fences | None:
+    """Fences of the values (M, F), none of stage 1's; None if there is no winsorising."""
+    return Fences.fit(values, winsorise, among=_own(values.columns)) if winsorise else None
+
+
+def _within(fences: Fences | None, values: pd.DataFrame) -> pd.DataFrame:
+    """The values (M, F), kept within their fences if there are any."""
+    return values if fences is None else fences.clip(values)
 
 
 def _take_logarithms(table: pd.DataFrame, columns: Sequence[str], logged: Sequence[str]) -> pd.DataFrame:
@@ -229,6 +288,11 @@ def _take_logarithms(table: pd.DataFrame, columns: Sequence[str], logged: Sequen
     values = table[list(columns)].astype(float)
     values[list(logged)] = np.log(values[list(logged)].where(values[list(logged)] > 0))
     return values
+
+
+def _with_scores(scaled: np.ndarray, is_image: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """(..., G): standardised columns (..., F) that are not of stage 1, then the K scores of those that are."""
+    return np.concatenate([scaled[..., ~is_image], scaled[..., is_image] @ components.T], axis=-1)
 
 
 def _carry_forward(values: pd.DataFrame, subject: pd.Series, median: np.ndarray) -> np.ndarray:
@@ -242,7 +306,7 @@ def _principal_axes(values: np.ndarray, number: int) -> np.ndarray:
     if number == 0 or values.shape[1] == 0:
         return np.zeros((0, values.shape[1]))
     _, singular, axes = np.linalg.svd(values, full_matrices=False)
-    number = min(number, int((singular > LEAST_SPREAD * singular[0]).sum()))
+    number = min(number, int((singular > LEAST_COMPONENT * singular[0]).sum()))
     axes = axes[:number] * np.sign(axes[np.arange(number), np.abs(axes[:number]).argmax(axis=1)])[:, None]
     return axes * (np.sqrt(len(values)) / singular[0])
 
@@ -252,11 +316,17 @@ def _no_scale() -> Scale:
     return Scale(np.zeros(0), np.zeros(0))
 
 
-def _scale_without_centre(change: np.ndarray) -> Scale:
-    """The scale of changes (later visits, columns): no change must stay 0, so the centre is 0."""
-    return Scale(np.zeros(change.shape[1]), _inverse_spread(np.sqrt((change**2).sum(axis=0) / max(len(change), 1))))
+def _scale_without_centre(change: np.ndarray, rounding: np.ndarray) -> Scale:
+    """The scale of changes (later visits, G), without a centre: 0 stays 0. `rounding` (G,) is no change."""
+    spread = np.sqrt((change**2).sum(axis=0) / max(len(change), 1))
+    return Scale(np.zeros(change.shape[1]), _inverse_spread(spread, rounding))
 
 
-def _inverse_spread(spread: np.ndarray) -> np.ndarray:
-    """(F,): 1 / spread, and 0 for a constant column."""
-    return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > LEAST_SPREAD)
+def _rounding(values: np.ndarray) -> np.ndarray:
+    """(F,): by how much cells of the columns (M, F) may differ and still be one number."""
+    return ROUNDING * np.abs(values).max(axis=0)
+
+
+def _inverse_spread(spread: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """(F,): 1 / spread, and 0 for a constant column, whose spread is not above its rounding (F,)."""
+    return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > rounding)

@@ -4,6 +4,7 @@ A prediction there is an extrapolation. It is made all the same, and says so. Sh
 in `preparation.Seen`. Times are years.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,7 +111,7 @@ def _far_values(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:
     seen = prepare.seen
     if seen is None:
         return
-    values = prepare.values(table)  # (M, G)
+    values = dataclasses.replace(prepare, fences=None).values(table)  # (M, G), as they are
     beyond = np.maximum(seen.low - values, values - seen.high)
     beyond = np.divide(beyond, seen.spread, out=np.zeros_like(beyond), where=seen.spread > 0)
     names = [name for name in prepare.columns if not IMAGE_FEATURE.fullmatch(name)]
@@ -119,13 +120,16 @@ def _far_values(prepare: Preparation, table: pd.DataFrame) -> Iterator[Finding]:
         farthest = pd.Series(beyond[:, place]).groupby(subject).idxmax()  # row by subject
         rows = farthest[beyond[farthest, place] > FAR]
         if place < len(names):
-            low, high = _unscaled(prepare, names[place], seen.low[place], seen.high[place])
-            cause, shown = f"{names[place]} is far outside the training values", table[names[place]].to_numpy(float)
+            name, shown = names[place], table[names[place]].to_numpy(float)
+            low, high = _unscaled(prepare, name, seen.low[place], seen.high[place])
+            cause = (
+                f"{name} is far outside the training values {low:.4g} to {high:.4g}{_clipping(prepare, table, name)}"
+            )
         else:
             spread = seen.spread[place]
             shown, low, high = values[:, place] / spread, seen.low[place] / spread, seen.high[place] / spread
-            cause = f"component {place - len(names) + 1} of the scans' features is far outside the training values"
-        cause += f" {low:.4g} to {high:.4g}"
+            component = f"component {place - len(names) + 1} of the scans' features"
+            cause = f"{component} is far outside the training values {low:.4g} to {high:.4g}"
         yield from ((str(who), cause, f"{shown[row]:.4g}") for who, row in rows.items())
 
 
@@ -134,6 +138,14 @@ def _unscaled(prepare: Preparation, name: str, *values: float) -> np.ndarray:
     place = prepare.columns.index(name)
     own = np.array(values) / prepare.scale.factor[place] + prepare.scale.centre[place]
     return np.exp(own) if name in prepare.logged else own
+
+
+def _clipping(prepare: Preparation, table: pd.DataFrame, name: str) -> str:
+    """What the values of a column that lie beyond its fences count as, if there are any."""
+    if not prepare.are_clipped(table)[name].any():
+        return ""
+    low, high = prepare.fences_of(name)
+    return f" (below {low:.4g} it counts as that, and so above {high:.4g})"
 
 
 def _late_visits(predictor: Predictor, table: pd.DataFrame) -> Iterator[Finding]:

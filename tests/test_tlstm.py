@@ -18,7 +18,7 @@ from cohort import tables
 from cohort.splits import PARTS, split_subjects
 from config import Config
 from runs.errors import InputError
-from runs.files import ROOT
+from runs.files import ROOT, write_json
 from survival import cox, crossval, preparation
 from survival.estimates import breslow
 from survival.landmarks import Histories
@@ -280,6 +280,16 @@ def test_row_order_and_the_unit_of_time_change_nothing(rng, tmp_path):
     np.testing.assert_allclose(after["landmark"], before["landmark"], atol=1e-9)
 
 
+@pytest.mark.parametrize("columns", [["lab"], ["log_hazard", "feature_0"]])
+@pytest.mark.parametrize(("factor", "shift"), [(1e-30, 0.0), (1e-11, 0.0), (1e30, 0.0), (1e3, 1e8)])
+def test_the_unit_of_a_column_changes_no_prediction(rng, columns, factor, shift):
+    table = random_table(rng, num_subjects=60)
+    shift *= columns != ["lab"]  # its logarithm is taken, so its zero means something
+    other = table.assign(**{name: table[name] * factor + shift for name in columns})
+    expected, predicted = (fitted(visits)[0].predict(visits, (1.0,), years=YEARS) for visits in (table, other))
+    pd.testing.assert_frame_equal(predicted, expected, rtol=0, atol=1e-6)
+
+
 def test_training_is_reproducible_and_never_worse_than_the_link_on_validation(rng):
     table = random_table(rng, num_subjects=60)
     settings = dataclasses.replace(QUICK, epochs=15)
@@ -411,6 +421,18 @@ def test_whatever_was_saved_is_read_back_and_predicts_the_same(rng, tmp_path, ki
     tlstm.save(restored, tmp_path / "again")
     for name in ("model.json", "model.pt"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_model_saved_before_there_were_fences_is_read(rng, tmp_path):
+    table = random_table(rng)
+    predictor, _ = fitted(table)
+    tlstm.save(predictor, tmp_path)
+    model = json.loads((tmp_path / "model.json").read_text())
+    del model["settings"]["winsorise"], model["prepare"]["fences"], model["format"], model["digests"]
+    digests = tlstm._digests(model, (tmp_path / "model.pt").read_bytes())
+    write_json(tmp_path / "model.json", {"format": tlstm.FORMAT, "digests": digests, **model})
+    restored = tlstm.load(tmp_path)
+    pd.testing.assert_frame_equal(restored.predict(table, years=YEARS), predictor.predict(table, years=YEARS))
 
 
 def test_a_damaged_model_is_refused(rng, tmp_path):

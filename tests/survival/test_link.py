@@ -8,7 +8,7 @@ from cohort.tables import feature_columns
 from runs.errors import InputError
 from survival import cox
 from survival.landmarks import Landmarks
-from survival.link import choose_link, fit_link, inner_folds, split_rows, stack_seeds
+from survival.link import LinkSettings, choose_link, fit_link, inner_folds, split_rows, stack_seeds
 
 
 def rows_of(time, event):
@@ -68,15 +68,15 @@ def test_the_link_with_the_lowest_validation_loss_is_chosen(rng):
     table = random_table(rng, num_subjects=60)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     validation = inner_folds(event, 2, rng)
-    fixed = {"grid": (0.5, 1.0), "ties": "efron"}
     columns, components, penalties = feature_columns(table), (0, 2), (0.01, 0.3)
-    chosen = choose_link(table, validation, columns, components=components, penalties=penalties, **fixed)
-    alone = [
-        choose_link(table, validation, columns, components=(number,), penalties=(penalty,), **fixed)
-        for number in components
-        for penalty in penalties
-    ]
+
+    def choose(columns, components, penalties):
+        settings = LinkSettings(components=components, penalties=penalties, winsorise=10.0, ties="efron")
+        return choose_link(table, validation, columns, grid=(0.5, 1.0), settings=settings)
+
+    chosen = choose(columns, components, penalties)
+    alone = [choose(columns, (number,), (penalty,)) for number in components for penalty in penalties]
     assert chosen.loss == min(link.loss for link in alone)
     assert chosen.coefficients.shape == (2, chosen.prepare.num_inputs)
-    without = choose_link(table, validation, ["log_hazard"], components=(2,), penalties=(0.1,), **fixed)
+    without = choose(["log_hazard"], (2,), (0.1,))
     assert len(without.prepare.components) == 0  # no feature of stage 1, no component

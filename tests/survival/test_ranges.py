@@ -83,6 +83,21 @@ def test_a_logged_column_is_compared_as_a_logarithm_and_its_zeros_are_named(rng)
     assert "lab is not above 0, so it counts as missing" in cause and received == "-4"
 
 
+@pytest.mark.parametrize("cell", [1e30, -5000.0])
+def test_a_clipped_value_is_told_as_it_is_with_what_it_counts_as(rng, cell):
+    table = training_table(rng)
+    table.loc[4, "age"] = cell  # training itself has a far cell
+    prepare = Preparation.fit(table, COLUMNS, num_components=0, winsorise=10.0)
+    predictor = dataclasses.replace(predictor_of(table, num_components=0), prepare=prepare)
+    low, high = prepare.fences_of("age")
+    new = new_subject(table, age=[70.0, cell])
+    ((cause, received),) = causes(predictor, new).items()
+    assert received == f"{cell:.4g}" and cause.endswith(f"(below {low:.4g} it counts as that, and so above {high:.4g})")
+    ((cause, received),) = causes(predictor, new_subject(table, age=1.5 * high)).items()
+    assert received == f"{1.5 * high:.4g}" and "counts as that" in cause
+    assert causes(predictor, new_subject(table)) == {}
+
+
 def test_a_column_without_any_value_is_named_with_what_stands_for_it(rng):
     table = training_table(rng)
     predictor = predictor_of(table)
