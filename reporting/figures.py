@@ -331,7 +331,7 @@ def cohort(parts: Mapping[str, pd.DataFrame]) -> Figure:
     """From all scans to the parts; the visits a subject, and the follow-up.
 
     Args:
-        parts: by part `subject, time` (years from baseline), `event`, a row a scan.
+        parts: by part `subject, time` (years from baseline), `event`, a row a scan; or a row a visit without `scan`.
     Returns:
         Three panels; the follow-up is in years.
     """
@@ -366,9 +366,10 @@ def _flow(axes: Axes, parts: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _count_box(axes: Axes, x: float, y: float, name: str, table: pd.DataFrame, colour: str) -> None:
-    """A box with the numbers of subjects, events and scans of a table, a row a scan."""
+    """A box with the numbers of subjects, events and scans of a table, a row a scan, or of visits without scans."""
     event = table.groupby("subject")["event"].first()
-    text = f"{name}\n{len(event)} subjects\n{int(event.sum())} events\n{len(table)} scans"
+    rows = "scans" if "scan" in table else "visits"
+    text = f"{name}\n{len(event)} subjects\n{int(event.sum())} events\n{len(table)} {rows}"
     style = "round,pad=0.02"
     axes.add_patch(FancyBboxPatch((x, y), BOX_WIDTH, BOX_HEIGHT, boxstyle=style, fc="white", ec=colour, lw=1.2))
     axes.text(x + BOX_WIDTH / 2, y + BOX_HEIGHT / 2, text, ha="center", va="center", fontsize=7)

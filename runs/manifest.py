@@ -48,6 +48,7 @@ class Machine(TypedDict, total=False):
 class RunRecord(TypedDict, total=False):
     """What programs read of a run's record; people read more in it."""
 
+    program: str  # that wrote it; absent: main.py
     settings: dict[str, Any]
     grid: dict[str, Any]
     machine: Machine

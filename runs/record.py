@@ -15,7 +15,7 @@ from typing import Any
 from runs.errors import InputError, raise_if_any
 from runs.files import ROOT, write_json
 from runs.manifest import RECORD, StageRecord, damage_lines, find_damage, list_files, read_record
-from runs.stages import STAGES, Stage, StageName
+from runs.stages import STAGES, Stage
 from runs.version import VERSION
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,18 @@ THE_INPUT = "the input"  # stands among a stage's needs for the fingerprint of a
 class Record:
     """Which stages are done, with which settings and input, and what they left; written after every change.
 
+    `program` and `plan` are those of `main.py`; another program's record has its own.
+
     Args:
         folder: of the run.
         settings: of the run, by name, as JSON has them.
         inputs: fingerprint of the tables and volumes that the run reads; None: not read yet.
-        grid: `shape` and `affine` of the scans; new scans must lie on it too.
+        grid: `shape` and `affine` of the scans; new scans must lie on it too. None: no scans, or not read yet.
         threads: of the run.
     """
+
+    program = "main.py"
+    plan: Mapping[str, Stage] = STAGES
 
     def __init__(
         self,
@@ -50,15 +55,16 @@ class Record:
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
-        assert self.grid is not None and self.threads is not None
+        assert self.inputs is not None and self.threads is not None
         write_json(
             self.path,
             {
+                "program": self.program,
                 "version": VERSION,
                 "settings": self.settings,
                 "seed": self.settings["SEED"],
                 "inputs": self.inputs,
-                "grid": self.grid,
+                **({} if self.grid is None else {"grid": self.grid}),
                 "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
                 "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": self.threads},
                 "commit": _commit(),
@@ -66,36 +72,37 @@ class Record:
             },
         )
 
-    def needs(self, name: StageName) -> dict[str, Any]:
+    def needs(self, name: str) -> dict[str, Any]:
         """What a stage's result depends on: its settings, the input, and the same of the last stage that it needs."""
-        stage = STAGES[name]
+        stage = self.plan[name]
         settings = {setting: self.settings[setting] for setting in stage.settings}
         return settings | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
 
-    def is_done(self, name: StageName) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""
         return name in self.stages and self.stages[name]["done"] and not self.changes(name)
 
-    def changes(self, name: StageName) -> list[str]:
+    def changes(self, name: str) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
         return self._changed_needs(name) + damage_lines(self._damage(name))
 
     def damage(self) -> list[str]:
         """What was lost or changed of the finished stages' files that a report shows."""
-        shown = [stage.name for stage in STAGES.values() if not stage.always]
+        shown = [stage.name for stage in self.plan.values() if not stage.always]
         return [f"{name}: {line}" for name in shown for line in damage_lines(self._damage(name))]
 
     def refuse_changes(self) -> None:
-        """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
+        """Refuse another program's folder; with RESUME=require, refuse to do anew what was done, or begun, otherwise.
 
         Raises:
-            InputError: names what differs, of each stage.
+            InputError: names the other program, or what differs, of each stage.
         """
+        refuse_other_program(self.folder, self.program)
         if self.settings["RESUME"] == "auto":
             return
         problems = [
             f"{stage.name}: {change}"
-            for stage in STAGES.values()
+            for stage in self.plan.values()
             if not stage.always
             for change in self.changes(stage.name)
         ]
@@ -105,7 +112,7 @@ class Record:
             "Give it the same settings and input, choose another OUTPUT_DIR, or set RESUME=auto to do these anew.",
         )
 
-    def require(self, names: Iterable[StageName], *, by: StageName) -> None:
+    def require(self, names: Iterable[str], *, by: str) -> None:
         """Refuse a stage whose needed stages are not done with these settings.
 
         Args:
@@ -120,7 +127,7 @@ class Record:
                 raise InputError(f"STAGES: {by} needs the stage {name} of the same settings ({why}). Add it to STAGES.")
 
     @contextmanager
-    def running(self, name: StageName) -> Iterator[None]:
+    def running(self, name: str) -> Iterator[None]:
         """Mark a stage as begun and, if nothing is raised within this, as done.
 
         What the stage goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the
@@ -129,7 +136,7 @@ class Record:
         Args:
             name: of the stage.
         """
-        stage, changed, damage = STAGES[name], self._changed_needs(name), self._damage(name)
+        stage, changed, damage = self.plan[name], self._changed_needs(name), self._damage(name)
         for change in changed + damage_lines(damage):
             logger.info("%s: done anew, since it depends on what has changed: %s", name, change)
         if name not in self.stages or changed:  # removed before the record says that it has begun
@@ -138,7 +145,7 @@ class Record:
         else:
             _remove_damaged(self.folder, stage, damage)
         self.stages[name] = {"needs": self.needs(name), "done": False}
-        for other in STAGES.values():
+        for other in self.plan.values():
             if other.always:  # it shows what was before
                 self.stages.pop(other.name, None)
         self.write()
@@ -146,17 +153,17 @@ class Record:
         yield
         self.finish(name, {"needs": self.needs(name), "seconds": round(time.monotonic() - began, 1), "done": True})
 
-    def finish(self, name: StageName, known: StageRecord) -> None:
+    def finish(self, name: str, known: StageRecord) -> None:
         """Mark a stage as done, with the files that it left.
 
         Args:
             name: of the stage.
             known: what else the record keeps of it.
         """
-        self.stages[name] = {**known, "files": list_files(self.folder, STAGES[name].makes)}
+        self.stages[name] = {**known, "files": list_files(self.folder, self.plan[name].makes)}
         self.write()
 
-    def _changed_needs(self, name: StageName) -> list[str]:
+    def _changed_needs(self, name: str) -> list[str]:
         if name not in self.stages:
             return []
         old, new = self.stages[name].get("needs", {}), self.needs(name)
@@ -167,8 +174,26 @@ class Record:
             if need != THE_INPUT or self.inputs is not None
         ]
 
-    def _damage(self, name: StageName) -> dict[str, str]:
+    def _damage(self, name: str) -> dict[str, str]:
         return find_damage(self.folder, self.stages[name].get("files", {})) if name in self.stages else {}
+
+
+def refuse_other_program(folder: Path, program: str) -> None:
+    """Refuse a folder that holds a run of another program: its results would be lost or mixed with others.
+
+    Args:
+        folder: of the run.
+        program: that would write there.
+    Raises:
+        InputError: names the folder and the other program.
+    """
+    record = read_record(folder)
+    other = record.get("program", Record.program)
+    if record and other != program:
+        raise InputError(
+            f"OUTPUT_DIR: expected a folder for a run of {program}, received {folder}, which holds one of {other}. "
+            "Choose another OUTPUT_DIR."
+        )
 
 
 def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from samples import random_table
 
-from survival import crossval
+from survival import crossval, rivals
 from survival.estimates import concordance
 from survival.link import inner_folds
 
@@ -16,9 +16,9 @@ COLUMNS = ["log_hazard", "lab"]
 
 def models():
     return {
-        crossval.OUR_MODEL: crossval.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
-        "locf_cox": crossval.linear_rival(COLUMNS, (0.1,), ()),
-        "baseline_cox": crossval.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
+        crossval.OUR_MODEL: rivals.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
+        "locf_cox": rivals.linear_rival(COLUMNS, (0.1,), ()),
+        "baseline_cox": rivals.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
     }
 
 
@@ -82,12 +82,12 @@ def test_baseline_rival_ignores_later_visits(rng):
 def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
     table = random_table(rng, num_subjects=60)
     validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
-    rivals = crossval.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
+    linear = rivals.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
     alone = models()
-    assert list(rivals) == ["baseline_cox", "locf_cox", "linear_supermodel"]
+    assert list(linear) == ["baseline_cox", "locf_cox", "linear_supermodel"]
     for name, same in (("baseline_cox",) * 2, ("locf_cox",) * 2, ("linear_supermodel", crossval.OUR_MODEL)):
         log_hazards = [
-            fit(table, validation)(table, 1.0, np.array([1.0]))["log_hazard"] for fit in (rivals[name], alone[same])
+            fit(table, validation)(table, 1.0, np.array([1.0]))["log_hazard"] for fit in (linear[name], alone[same])
         ]
         np.testing.assert_array_equal(*log_hazards)
 
