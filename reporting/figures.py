@@ -51,6 +51,7 @@ AHEAD = "years after the prediction"
 LOSS = "loss (nats)"
 ATTENTION_COLUMN = "attention_"  # of a table of predictions, followed by the visit
 FEW_EPOCHS = 30  # up to so many, each epoch has a marker
+MOST_LABELS = 8  # visits that have room for a label of two words
 NUM_INDIVIDUALS = 4
 PLACES = ("highest risk", "upper third", "lower third", "lowest risk")  # of so many subjects
 PART_COLOURS = dict(zip(PARTS, (BLUE, GREEN, VERMILION), strict=True))
@@ -298,8 +299,10 @@ def attention(predicted: pd.DataFrame, cut: float) -> Figure:
     if len(set(num_visits)) == 1:
         _mark_even_share(axes, 1 / num_visits[0])
     axes.set(xlabel="visit", ylabel="share of the attention", ylim=(0, 1))
-    labels = ["last", *(f"{step} before" for step in range(1, most))]
-    axes.set_xticks([-step for step in range(most)], labels)
+    before = " before" if most <= MOST_LABELS else ""
+    axes.set_xticks([-step for step in range(most)], ["last", *(f"{step}{before}" for step in range(1, most))])
+    if not before:
+        axes.set_xlabel("visit, counted back from the last")
     axes.legend(loc="upper left")
     return figure
 

@@ -149,8 +149,9 @@ def _caveats(run: RunFolder) -> Iterator[str]:
         return
     fewest = min(test["events"] for test in tested)
     if fewest < FEW_EVENTS:
+        where = " at one of the landmarks" if len(tested) > 1 else ""
         yield (
-            f"The test part has {fewest} events. With fewer than about {FEW_EVENTS}, differences between "
+            f"The test part has {fewest} events{where}. With fewer than about {FEW_EVENTS}, differences between "
             "models are mostly chance: look at the intervals."
         )
     yield (

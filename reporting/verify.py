@@ -26,6 +26,7 @@ from config import Config
 from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
+from runs.record import Record, refuse_other_program
 from runs.stages import STAGES
 from runs.threads import fix_threads
 
@@ -53,8 +54,10 @@ def verify(config: Config) -> None:
     Args:
         config: of the run; its folder need not exist.
     Raises:
-        InputError: names every file that is missing or changed and every row and scan that a run would refuse.
+        InputError: names every file that is missing or changed and every row and scan that a run would refuse; or the
+            folder is another program's.
     """
+    refuse_other_program(config.OUTPUT_DIR, Record.program)
     damage = _check_run(config.OUTPUT_DIR)
     parts, grid, by_header = _read_cohort(config)
     _print_cohort(parts, grid, len(by_header), is_written="nifti_path" in parts["train"])

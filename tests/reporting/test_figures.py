@@ -191,19 +191,22 @@ def test_attention_is_counted_back_from_the_last_visit():
         assert median in shown
 
 
-def test_the_cohort_is_counted():
+@pytest.mark.parametrize("rows", ["scans", "visits"])
+def test_the_cohort_is_counted(rows):
     parts = {
         "train": pd.DataFrame({"subject": ["a", "a", "b"], "time": [3.0, 3, 4], "event": [True, True, False]}),
         "val": pd.DataFrame({"subject": ["c"], "time": [2.0], "event": [False]}),
         "test": pd.DataFrame({"subject": ["d", "d"], "time": [5.0, 5], "event": [True, True]}),
     }
+    if rows == "scans":
+        parts = {name: part.assign(scan=[f"{name}{row}" for row in part.index]) for name, part in parts.items()}
     flow, visits, _ = figures.cohort(parts).axes
     boxes = [text for text in texts(flow) if text]
-    assert boxes[0] == "read\n4 subjects\n2 events\n6 scans"
+    assert boxes[0] == f"read\n4 subjects\n2 events\n6 {rows}"
     assert boxes[1:] == [
-        "train\n2 subjects\n1 events\n3 scans",
-        "validation\n1 subjects\n0 events\n1 scans",
-        "test\n1 subjects\n1 events\n2 scans",
+        f"train\n2 subjects\n1 events\n3 {rows}",
+        f"validation\n1 subjects\n0 events\n1 {rows}",
+        f"test\n1 subjects\n1 events\n2 {rows}",
     ]
     assert [bar.get_height() for bar in visits.patches] == [2, 2]
 

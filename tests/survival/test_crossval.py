@@ -22,6 +22,11 @@ def models():
     }
 
 
+def of_ours(compared):
+    """The predictions of our model alone."""
+    return compared.predictions[compared.predictions["model"] == crossval.OUR_MODEL]
+
+
 def plan(**changed):
     whole = crossval.Plan(landmarks=(0.5, 1.0), windows=(2.0, 1.0), folds=3, repeats=2, num_seeds=2, seed=0)
     return dataclasses.replace(whole, **changed)
@@ -38,10 +43,11 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
             seen.append((landmark, set(train["subject"]), set(visits["subject"])))
             return fitted(visits, landmark, years)
 
-        fitted = models()[crossval.OUR_MODEL](train, validation)
-        return predict
+        fitted = models()[crossval.OUR_MODEL](train, validation).predict
+        return crossval.Trained(predict)
 
-    figures, predicted = crossval.compare_models(table, {crossval.OUR_MODEL: spy}, plan())
+    compared = crossval.compare_models(table, {crossval.OUR_MODEL: spy}, plan())
+    figures, predicted = compared.figures, compared.predictions
     assert len(figures) == 2 * 3 * 2
     held_out = [visits for _, train, visits in seen if not train & visits]
     assert len(held_out) == len(figures)
@@ -53,7 +59,8 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
 
 def test_figures_are_those_of_metrics_on_the_held_out(rng):
     table = random_table(rng, num_subjects=60)
-    figures, predicted = crossval.compare_models(table, models(), plan())
+    compared = crossval.compare_models(table, models(), plan())
+    figures, predicted = compared.figures, of_ours(compared)
     row = figures[(figures["model"] == crossval.OUR_MODEL) & (figures["landmark"] == 0.5)].iloc[0]
     of_fold = predicted[(predicted["split"] == "repeat1_fold1") & (predicted["landmark"] == 0.5)]
     time, event = of_fold["time"].to_numpy(), of_fold["event"].to_numpy(bool)
@@ -68,12 +75,12 @@ def test_baseline_rival_ignores_later_visits(rng):
     table = random_table(rng, num_subjects=60)
     event = table.drop_duplicates("subject")["event"].to_numpy(bool)
     validation = inner_folds(event, 2, rng)
-    predict = models()["baseline_cox"](table, validation)
+    predict = models()["baseline_cox"](table, validation).predict
     changed = table.copy()
     changed.loc[table["subject"].duplicated(), COLUMNS] = 5.0
     before, after = (predict(visits, 1.0, np.array([1.0]))["log_hazard"] for visits in (table, changed))
     np.testing.assert_array_equal(before, after)
-    last = models()["locf_cox"](table, validation)
+    last = models()["locf_cox"](table, validation).predict
     assert not np.allclose(
         last(table, 1.0, np.array([1.0]))["log_hazard"], last(changed, 1.0, np.array([1.0]))["log_hazard"]
     )
@@ -87,7 +94,8 @@ def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
     assert list(linear) == ["baseline_cox", "locf_cox", "linear_supermodel"]
     for name, same in (("baseline_cox",) * 2, ("locf_cox",) * 2, ("linear_supermodel", crossval.OUR_MODEL)):
         log_hazards = [
-            fit(table, validation)(table, 1.0, np.array([1.0]))["log_hazard"] for fit in (linear[name], alone[same])
+            fit(table, validation).predict(table, 1.0, np.array([1.0]))["log_hazard"]
+            for fit in (linear[name], alone[same])
         ]
         np.testing.assert_array_equal(*log_hazards)
 
@@ -117,8 +125,8 @@ def test_difference_and_its_error_by_hand():
 
 def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds(rng):
     table = random_table(rng, num_subjects=60)
-    figures, _ = crossval.compare_models(table, models(), plan(landmarks=(0.5,), windows=(500.0,)))
-    summary = crossval.summarise(figures)["0.5+500"]
+    compared = crossval.compare_models(table, models(), plan(landmarks=(0.5,), windows=(500.0,)))
+    summary = crossval.summarise(compared.figures)["0.5+500"]
     assert summary[crossval.OUR_MODEL]["auc"] == {"value": None, "sd": None, "folds": 0}
     assert summary[crossval.OUR_MODEL]["c_index"]["folds"] == 6
     assert summary["difference"]["locf_cox"]["auc"]["value"] is None
@@ -126,14 +134,14 @@ def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds
 
 
 def test_curves_are_drawn(rng, tmp_path):
-    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
+    predicted = of_ours(crossval.compare_models(random_table(rng, num_subjects=60), models(), plan()))
     crossval.draw_curves(predicted, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_landmarks_curves_run_forward_in_time(rng):
     """The second window is shorter, so some of its years stand behind longer ones in the table of both."""
-    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
+    predicted = of_ours(crossval.compare_models(random_table(rng, num_subjects=60), models(), plan()))
     for landmark, window in ((0.5, 2.0), (1.0, 1.0)):
         years, survival = crossval._curves_of(predicted[predicted["landmark"] == landmark])
         np.testing.assert_allclose(years, window * np.arange(1, 21) / 20)
