@@ -214,3 +214,13 @@ def test_the_cohort_is_counted(rows):
 def test_a_subject_named_like_mathematics(tmp_path):
     table = predictions().assign(subject="$\\frac{")
     assert figures.save(figures.individuals(table.iloc[:1], {}), tmp_path, "a").is_file()
+
+
+@pytest.mark.parametrize("num_visits, second", [(3, "1 before"), (8, "1 before"), (9, "1"), (16, "1")])
+def test_the_labels_of_many_visits_are_short(num_visits, second):
+    shares = {f"attention_{visit}": 1 / num_visits for visit in range(1, num_visits + 1)}
+    table = predictions().drop(columns=["attention_1", "attention_2"], errors="ignore").assign(**shares)
+    (axes,) = figures.attention(table, 0.0).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[:2] == ["last", second] and len(labels) == num_visits
+    assert ("counted back" in axes.get_xlabel()) == (second == "1")

@@ -9,7 +9,6 @@ from samples import random_table
 
 from survival import crossval, rivals
 from survival.estimates import concordance
-from survival.link import inner_folds
 
 COLUMNS = ["log_hazard", "lab"]
 
@@ -69,35 +68,6 @@ def test_figures_are_those_of_metrics_on_the_held_out(rng):
     )
     assert row["c_index"] == expected
     assert 0 <= row["ibs"] <= 1
-
-
-def test_baseline_rival_ignores_later_visits(rng):
-    table = random_table(rng, num_subjects=60)
-    event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    validation = inner_folds(event, 2, rng)
-    predict = models()["baseline_cox"](table, validation).predict
-    changed = table.copy()
-    changed.loc[table["subject"].duplicated(), COLUMNS] = 5.0
-    before, after = (predict(visits, 1.0, np.array([1.0]))["log_hazard"] for visits in (table, changed))
-    np.testing.assert_array_equal(before, after)
-    last = models()["locf_cox"](table, validation).predict
-    assert not np.allclose(
-        last(table, 1.0, np.array([1.0]))["log_hazard"], last(changed, 1.0, np.array([1.0]))["log_hazard"]
-    )
-
-
-def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
-    table = random_table(rng, num_subjects=60)
-    validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
-    linear = rivals.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
-    alone = models()
-    assert list(linear) == ["baseline_cox", "locf_cox", "linear_supermodel"]
-    for name, same in (("baseline_cox",) * 2, ("locf_cox",) * 2, ("linear_supermodel", crossval.OUR_MODEL)):
-        log_hazards = [
-            fit(table, validation).predict(table, 1.0, np.array([1.0]))["log_hazard"]
-            for fit in (linear[name], alone[same])
-        ]
-        np.testing.assert_array_equal(*log_hazards)
 
 
 def test_difference_and_its_error_by_hand():
