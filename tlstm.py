@@ -42,20 +42,23 @@ from cohort import tables
 from cohort.splits import PARTS, check_parts, split_subjects
 from config import Config, read_config
 from runs.errors import InputError
-from runs.files import read_json, remove, write_json, written_whole
+from runs.files import read_json, write_json, written_whole
 from runs.lock import lock_run
-from runs.log import log_to
 from runs.processes import exit_process, run_main
+from runs.table_record import TableRecord, recorded
 from runs.threads import fix_threads
 from survival import crossval
 from survival.cohort_words import log_cohort
 from survival.columns import usable_columns
 from survival.cox import RiskSets
-from survival.evaluation import evaluate_landmarks, evaluate_parts
+from survival.evaluation import evaluate_landmarks, evaluate_parts, evaluate_run
+from survival.kept_fits import KeptFits
 from survival.landmarks import Histories, landmark_grid
 from survival.link import Link, LinkSettings, choose_link, stack_seeds
 from survival.metrics import EvaluationSettings
-from survival.predictor import Predictor, curve_years, predict_by_visit, write_predictions
+from survival.outputs import merge_metrics, write_predicted, write_splits
+from survival.predictor import Predictor, curve_years, predict_by_visit
+from survival.rivals import linear_rivals, predict_parts
 from survival.screening import screen_columns, warn_of_leaks, warn_of_values
 
 FORMAT = 2  # of model.json
@@ -476,18 +479,26 @@ def main(arguments: list[str]) -> int:
 
     def work(config: Config) -> None:
         with lock_run(config.OUTPUT_DIR):
-            torch.set_num_threads(fix_threads(config.OUTPUT_DIR))
+            threads = fix_threads(config.OUTPUT_DIR)
+            torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(True, warn_only=True)  # warns where a GPU has no such operation
-            compare_with_rivals(config) if config.FOLDS else run(config)
+            record = compare_with_rivals(config, threads) if config.FOLDS else run(config, threads)
+            if record is not None:
+                from reporting.table_report import report_table  # slow to import
+
+                report_table(record)
 
     return run_main(partial(read_config, arguments, "tlstm.py"), work)
 
 
-def run(config: Config) -> None:
+def run(config: Config, threads: int) -> TableRecord | None:
     """Train on the train and validation parts, predict all three parts, write the folder `tlstm`.
 
     Args:
         config: the run's settings; LANDMARKS and HORIZONS are years.
+        threads: of the run.
+    Returns:
+        The record of a run on the table FEATURES; None: the features are those of a run of `main.py`.
     Raises:
         InputError: the tables can't be used; nothing is written then.
     """
@@ -498,80 +509,77 @@ def run(config: Config) -> None:
     is_val = np.isin(np.unique(learned["subject"].to_numpy(str)), parts["val"]["subject"].to_numpy(str))
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
     grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
-    log_to(config.OUTPUT_DIR / "run.log")
-    screen_columns(parts, columns.used, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
-    predictor, history = fit(learned, validation, columns.used, grid=grid, settings=Settings.of(config), progress=True)
-    predictor.prepare.coding.warn_of_unseen(parts)
-    years = curve_years(config.HORIZONS)
-    predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
-    evaluation = EvaluationSettings(config.HORIZONS, config.NUM_RESAMPLES, config.SEED)
-    if config.LANDMARKS:
-        figures = {"landmarks": evaluate_landmarks(predicted, config.LANDMARKS, evaluation)}
-    else:
-        figures = {"tlstm": evaluate_parts(predicted, evaluation)}
-    save(predictor, folder := config.OUTPUT_DIR / "tlstm")
-    remove(folder / "by_visit.csv")  # of an earlier run without LANDMARKS
-    all_parts = pd.concat([part.assign(split=name) for name, part in predicted.items()], ignore_index=True)
-    write_predictions(all_parts, folder / "predictions.csv")
-    if not config.LANDMARKS:
-        by_visit = predict_by_visit(predictor, parts["test"], years)
-        write_predictions(by_visit.assign(split="test"), folder / "by_visit.csv")
-    tables.write_csv(history, folder / "history.csv")
-    _merge_metrics(config, figures | {"columns": columns.as_json()})
+    with recorded(config, "tlstm", pd.concat(parts.values()), threads) as record:
+        screen_columns(parts, columns.used, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
+        predictor, history = fit(
+            learned, validation, columns.used, grid=grid, settings=Settings.of(config), progress=True
+        )
+        predictor.prepare.coding.warn_of_unseen(parts)
+        years = curve_years(config.HORIZONS)
+        predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
+        by_visit = None if config.LANDMARKS else predict_by_visit(predictor, parts["test"], years)
+        save(predictor, config.OUTPUT_DIR / "tlstm")
+        write_predicted(config.OUTPUT_DIR / "tlstm", predicted, by_visit, history)
+        evaluation = EvaluationSettings(config.HORIZONS, config.NUM_RESAMPLES, config.SEED)
+        if config.LANDMARKS:
+            rivals = linear_rivals(columns.used, config.PENALTIES, grid, winsorise=config.WINSORISE)
+            others = predict_parts(rivals, learned, validation, parts, config.LANDMARKS, years)
+            figures = {"landmarks": evaluate_landmarks(predicted, others, config.LANDMARKS, evaluation)}
+        elif record is None:  # main.py evaluates the other models
+            figures = {"tlstm": evaluate_parts(predicted, evaluation)}
+        else:
+            used = {name: part.filter([*tables.OUR_COLUMNS, *columns.used]) for name, part in parts.items()}
+            figures = evaluate_run(used, predicted, evaluation, truth=None)
+        if record is not None:
+            write_splits(config.OUTPUT_DIR / "splits", parts, config.TIME_UNIT)
+        figures["columns"] = columns.as_json()
+        merge_metrics(config.OUTPUT_DIR, figures, beside=None if record is None else ("cv",))
+    return record
 
 
-def compare_with_rivals(config: Config) -> None:
-    """Cross-validate the model and its rivals on FEATURES, write the folder `cv` and print a table.
+def compare_with_rivals(config: Config, threads: int) -> TableRecord:
+    """Cross-validate the model and its rivals on FEATURES, and write the folder `cv`.
 
     Args:
         config: the run's settings; LANDMARKS and WINDOWS are years.
+        threads: of the run.
+    Returns:
+        The record of the run.
     Raises:
         InputError: the settings or the table can't be used; nothing is written then.
     """
-    if config.FEATURES is None or config.FOLDS == 1 or not 0 < len(config.LANDMARKS) == len(config.WINDOWS):
-        raise InputError(
-            "FOLDS: expected 2 or more, a table FEATURES, LANDMARKS, and as many WINDOWS. Received: "
-            f"FOLDS {config.FOLDS}, FEATURES {config.FEATURES}, LANDMARKS {config.LANDMARKS}, WINDOWS {config.WINDOWS}"
-        )
+    plan = crossval.Plan.of(config)
+    assert config.FEATURES is not None
     table = tables.read_features(config.FEATURES, **tables.reading_of(config))
     whole = {"table": table}
     log_cohort(whole, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS)
     columns = usable_columns(whole)
     grid = landmark_grid(whole, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS, windows=config.WINDOWS)
-    histories: list[pd.DataFrame] = []
-    models = _model_and_rivals(config, columns.used, grid, histories)
-    plan = crossval.Plan(config.LANDMARKS, config.WINDOWS, config.FOLDS, config.REPEATS, config.NUM_SEEDS, config.SEED)
-    log_to(config.OUTPUT_DIR / "run.log")
-    warn_of_values(table, table, columns.used, winsorise=config.WINSORISE)
-    figures, predicted = crossval.compare_models(table, models, plan, progress=True)
-    folder = config.OUTPUT_DIR / "cv"
-    tables.write_csv(figures, folder / "figures.csv")
-    tables.write_csv(pd.concat(histories), folder / "history.csv")
-    write_predictions(predicted, folder / "predictions.csv")
-    crossval.draw_curves(predicted, folder / "curves.png")
-    _merge_metrics(config, {"cv": (summary := crossval.summarise(figures)), "columns": columns.as_json()})
-    print(crossval.as_text(summary))
+    with recorded(config, "cv", table, threads) as record:
+        assert record is not None
+        warn_of_values(table, table, columns.used, winsorise=config.WINSORISE)
+        warn_of_leaks(crossval.first_training_part(table, plan), columns.used, config.LANDMARKS)
+        models, kept = _model_and_rivals(config, columns.used, grid), KeptFits(record.backup("cv"))
+        compared = crossval.compare_models(table, models, plan, kept=kept, progress=True)
+        compared.write(config.OUTPUT_DIR / "cv")
+        figures = {"cv": crossval.summarise(compared.figures), "columns": columns.as_json()}
+        merge_metrics(config.OUTPUT_DIR, figures)
+    return record
 
 
-def _model_and_rivals(
-    config: Config, columns: Sequence[str], grid: Sequence[float], histories: list[pd.DataFrame]
-) -> dict[str, crossval.Fit]:
-    """Our model and its rivals by name; the history of each training is appended to `histories`."""
+def _model_and_rivals(config: Config, columns: Sequence[str], grid: Sequence[float]) -> dict[str, crossval.Model]:
+    """Our model and its rivals by name."""
 
-    def network(settings: Settings) -> crossval.Fit:
-        def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Predict:
-            if not histories:  # the first fold
-                warn_of_leaks(train, columns, config.LANDMARKS)
-            predictor, history = fit(train, validation, columns, grid=grid, settings=settings)
-            histories.append(history.assign(fit=len(histories) + 1, time_aware=settings.time_aware))
-            return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
+    def network(settings: Settings) -> crossval.Model:
+        def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Trained:
+            return crossval.Trained.of(*fit(train, validation, columns, grid=grid, settings=settings))
 
         return fit_network
 
     settings = Settings.of(config)
     return {
         crossval.OUR_MODEL: network(settings),
-        **crossval.linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
+        **linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
         "lstm": network(dataclasses.replace(settings, time_aware=False)),
     }
 
@@ -590,11 +598,6 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
         raise InputError(f"expected the features of a run, found no {', '.join(absent)}. Run python main.py first.")
     parts = {name: tables.read_features(path, **tables.reading_of(config)) for name, path in paths.items()}
     return check_parts(parts, similar_ids=config.SIMILAR_IDS)
-
-
-def _merge_metrics(config: Config, figures: dict[str, Any]) -> None:
-    """Add these figures to metrics.json, or replace those of the same names."""
-    write_json(path := config.OUTPUT_DIR / "metrics.json", read_json(path) | figures)
 
 
 if __name__ == "__main__":

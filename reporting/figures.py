@@ -51,6 +51,7 @@ AHEAD = "years after the prediction"
 LOSS = "loss (nats)"
 ATTENTION_COLUMN = "attention_"  # of a table of predictions, followed by the visit
 FEW_EPOCHS = 30  # up to so many, each epoch has a marker
+MOST_LABELS = 8  # visits that have room for a label of two words
 NUM_INDIVIDUALS = 4
 PLACES = ("highest risk", "upper third", "lower third", "lowest risk")  # of so many subjects
 PART_COLOURS = dict(zip(PARTS, (BLUE, GREEN, VERMILION), strict=True))
@@ -298,8 +299,10 @@ def attention(predicted: pd.DataFrame, cut: float) -> Figure:
     if len(set(num_visits)) == 1:
         _mark_even_share(axes, 1 / num_visits[0])
     axes.set(xlabel="visit", ylabel="share of the attention", ylim=(0, 1))
-    labels = ["last", *(f"{step} before" for step in range(1, most))]
-    axes.set_xticks([-step for step in range(most)], labels)
+    before = " before" if most <= MOST_LABELS else ""
+    axes.set_xticks([-step for step in range(most)], ["last", *(f"{step}{before}" for step in range(1, most))])
+    if not before:
+        axes.set_xlabel("visit, counted back from the last")
     axes.legend(loc="upper left")
     return figure
 
@@ -331,7 +334,7 @@ def cohort(parts: Mapping[str, pd.DataFrame]) -> Figure:
     """From all scans to the parts; the visits a subject, and the follow-up.
 
     Args:
-        parts: by part `subject, time` (years from baseline), `event`, a row a scan.
+        parts: by part `subject, time` (years from baseline), `event`, a row a scan; or a row a visit without `scan`.
     Returns:
         Three panels; the follow-up is in years.
     """
@@ -366,9 +369,10 @@ def _flow(axes: Axes, parts: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _count_box(axes: Axes, x: float, y: float, name: str, table: pd.DataFrame, colour: str) -> None:
-    """A box with the numbers of subjects, events and scans of a table, a row a scan."""
+    """A box with the numbers of subjects, events and scans of a table, a row a scan, or of visits without scans."""
     event = table.groupby("subject")["event"].first()
-    text = f"{name}\n{len(event)} subjects\n{int(event.sum())} events\n{len(table)} scans"
+    rows = "scans" if "scan" in table else "visits"
+    text = f"{name}\n{len(event)} subjects\n{int(event.sum())} events\n{len(table)} {rows}"
     style = "round,pad=0.02"
     axes.add_patch(FancyBboxPatch((x, y), BOX_WIDTH, BOX_HEIGHT, boxstyle=style, fc="white", ec=colour, lw=1.2))
     axes.text(x + BOX_WIDTH / 2, y + BOX_HEIGHT / 2, text, ha="center", va="center", fontsize=7)

@@ -5,9 +5,8 @@ The page is made from the run's folder alone. It says what the run does not have
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import jinja2
@@ -18,9 +17,11 @@ from PIL import Image
 from cohort.splits import PARTS
 from reporting import figures
 from reporting.page_figures import draw_figures
+from reporting.page_models import model_tables, models_of, notes_of
 from reporting.run_folder import RunFolder
-from reporting.words import in_words, interval
+from reporting.words import in_words, interval, mean_and_sd
 from runs.files import read_json, written_whole
+from survival.crossval import CURVES_DPI
 from survival.estimands import CURVE_COLUMN
 from survival.evaluation import MODEL_NAMES
 
@@ -43,6 +44,12 @@ PICTURES = {  # by the file's name, what a picture of an explanation shows
 OWN_SCALE = "On its own colour scale."
 COHORT_FOLDER, COHORT_TITLE = "explained_cohort", "Many test subjects together"
 PIXELS_AN_INCH = 120  # of a figure on the page
+CURVES = {  # of the cross-validation
+    "name": "cv_curves",
+    "title": "Cross-validation: survival by thirds of risk",
+    "caption": "Held-out subjects of all folds and repeats, in thirds of the T-LSTM's log-hazard at each landmark: the "
+    "mean predicted survival (dashed) beside what was seen (Kaplan-Meier).",
+}
 FEW_EVENTS = 100  # Vergouwe et al. (2005): fewer can hardly tell a good model from a middling one
 
 
@@ -57,7 +64,9 @@ def write_report(folder: str | Path) -> Path:
         InputError: a JSON file of the run can't be read.
     """
     run, inlined = RunFolder.read(Path(folder)), Inlined(MOST_BYTES)
-    page = render(run, list(_save_figures(run, inlined)), inlined)
+    drawn = list(_save_figures(run, inlined))
+    _remove_figures(run.folder / "figures", {figure["name"] for figure in drawn})
+    page = render(run, drawn, inlined)
     with written_whole(run.folder / "report.html") as part:
         part.write_text(page, encoding="utf-8")
     return run.folder / "report.html"
@@ -77,14 +86,16 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
     return _template().render(
         run=run,
         names=MODEL_NAMES,
-        headlines=list(_headlines(run)),
+        headlines=[headline for title, view in run.views.items() for headline in _headlines(view, title)],
         caveats=list(_caveats(run)),
         missing=list(_missing(run)),
-        models=_models(run),
+        models=(models := model_tables(run)),
+        notes=notes_of(models),
         figures=drawn,
         subjects=_subjects(run),
         explained=explained,
         left_out=inlined.left_out,
+        own_settings=list(_own_settings(run)),
     )
 
 
@@ -99,50 +110,65 @@ def _save_figures(run: RunFolder, inlined: "Inlined") -> Iterator[dict[str, Any]
             "width": round(shown.figure.get_figwidth() * PIXELS_AN_INCH),
             "uri": inlined.uri(path),
         }
+    if (curves := run.folder / "cv" / "curves.png").is_file():
+        with Image.open(curves) as picture:
+            inches = picture.width / CURVES_DPI
+        yield {**CURVES, "width": round(inches * PIXELS_AN_INCH), "uri": inlined.uri(curves)}
+
+
+def _remove_figures(folder: Path, names: Container[str]) -> None:
+    """Remove figures of an earlier page that this one does not have."""
+    for path in [path for suffix in ("svg", "png") for path in folder.glob(f"*.{suffix}")]:
+        if path.stem not in names:
+            path.unlink()
 
 
 # ---- Numbers -------------------------------------------------------------------------------------------
-def _headlines(run: RunFolder) -> Iterator[tuple[str, str, str]]:
-    """For each headline its name, its number, and what the number is of."""
+def _headlines(run: RunFolder, where: str) -> Iterator[tuple[str, str, str]]:
+    """For each headline its name, its number, and what the number is of; at a landmark, `where`, the C-index alone."""
     for name, in_full in MODEL_NAMES.items():
         test = _test_metrics(run, name)
         if test is not None:
-            yield (
-                f"C-index, {in_full}",
-                interval(test["c_index"]),
-                f"{test['n']} test subjects, {test['events']} events",
-            )
-    if run.stage2_test is not None:
+            number = f"{test['n']} test subjects, {test['events']} events"
+            yield f"C-index, {in_full}", interval(test["c_index"]), f"{where}: {number}" if where else number
+    if run.stage2_test is not None and not where:
         for year, estimate in run.stage2_test["auc"].items():
             yield f"AUC at {float(year):g} years", interval(estimate), "history, test part"
         yield "hazard ratio, high to low risk", interval(run.stage2_test["hazard_ratio"], 1), "history, test part"
+    for place, models in run.metrics.get("cv", {}).items():
+        estimate, (landmark, window) = models["tlstm"]["c_index"], place.split("+")
+        yield "C-index, cross-validated", mean_and_sd(estimate), f"mean (sd), from year {landmark} over {window} years"
 
 
 def _caveats(run: RunFolder) -> Iterator[str]:
     """What a reader must know before they believe the numbers."""
     if run.is_simulated:
         yield "The cohort is simulated. The figures say what the pipeline does, and nothing about patients."
-    test = run.stage2_test or _test_metrics(run, "cnn")
-    if test is None:
+    tested = [test for view in run.views.values() if (test := view.stage2_test or _test_metrics(view, "cnn"))]
+    if not tested:
         return
-    if test["events"] < FEW_EVENTS:
+    fewest = min(test["events"] for test in tested)
+    if fewest < FEW_EVENTS:
+        where = " at one of the landmarks" if len(tested) > 1 else ""
         yield (
-            f"The test part has {test['events']} events. With fewer than about {FEW_EVENTS}, differences between "
+            f"The test part has {fewest} events{where}. With fewer than about {FEW_EVENTS}, differences between "
             "models are mostly chance: look at the intervals."
         )
     yield (
         "Intervals are 95 %, from resampled test subjects, for this one split and these trained models. What another "
         "split or another training would change is not in them."
     )
-    if run.stage2_test is not None:
-        yield from _caveats_on_stage2(run, run.stage2_test)
-    if reasons := sorted(set(_reasons(test))):
+    for where, view in run.views.items():
+        if view.stage2_test is not None:
+            caveats = _caveats_on_stage2(view, view.stage2_test)
+            yield from (f"{where.capitalize()}: {caveat}" for caveat in caveats) if where else caveats
+    if reasons := sorted(set(_reasons(tested))):
         yield f"Figures that could not be computed are left empty: {'; '.join(reasons)}."
 
 
 def _caveats_on_stage2(run: RunFolder, test: dict[str, Any]) -> Iterator[str]:
     """Whether another model does better, and whether the predicted risks are too extreme or too cautious."""
-    best = _models(run)["rows"][0]
+    best = models_of(run)["rows"][0]
     if best["c_index"]["value"] is not None and best["name"] != MODEL_NAMES["tlstm"]:
         yield (
             f"Another model does better: the highest C-index of the test part, {best['c_index']['value']:.3f}, is that "
@@ -153,6 +179,21 @@ def _caveats_on_stage2(run: RunFolder, test: dict[str, Any]) -> Iterator[str]:
         if slope["low"] is not None and slope["high"] is not None and not slope["low"] <= 1 <= slope["high"]:
             fault = "extreme" if slope["high"] < 1 else "cautious"
             yield f"Predicted risks at {float(year):g} years are too {fault}: calibration slope {interval(slope)}."
+
+
+def _own_settings(run: RunFolder) -> Iterator[str]:
+    """Of each stage that was made with other settings than those of the last command, which ones."""
+    settings = run.record.get("settings", {})
+    for name, stage in run.record.get("stages", {}).items():
+        needs = {need: value for need, value in stage.get("needs", {}).items() if need in settings}
+        own = [f"{need} {_setting(value)}" for need, value in needs.items() if value != settings[need]]
+        if own:
+            yield f"{name}: {', '.join(own)}"
+
+
+def _setting(value: Any) -> str:
+    """A setting's value as one types it."""
+    return ",".join(map(str, value)) or "unset" if isinstance(value, list) else str(value)
 
 
 def _test_metrics(run: RunFolder, model: str) -> dict[str, Any] | None:
@@ -171,66 +212,23 @@ def _reasons(metrics: Any) -> Iterator[str]:
             yield from _reasons(value)
 
 
-def _models(run: RunFolder) -> dict[str, Any]:
-    """The test part's figures of every model, best C-index first; the best of each column; the oracle's C-index."""
-    tested = {name: run.metrics[name]["test"] for name in MODEL_NAMES if "test" in run.metrics.get(name, {})}
-    tested |= {name: parts["test"] for name, parts in run.metrics.get("baselines", {}).items()}
-    rows = [{"name": MODEL_NAMES.get(name, in_words(name)), **metrics} for name, metrics in tested.items()]
-    rows.sort(key=lambda row: -(row["c_index"]["value"] or 0))
-    years = list(rows[0]["auc"]) if rows else []
-
-    def best(name: str, choose: Callable = max, year: str | None = None) -> float | None:
-        estimates = (row[name] if year is None else row[name][year] for row in rows)
-        values = (estimate["value"] for estimate in estimates)
-        return choose((value for value in values if value is not None), default=None)
-
-    return {
-        "rows": rows,
-        "notes": _notes([*rows, *run.metrics.get("oracle", {}).values()]),
-        "years": years,
-        "has_differences": any("difference" in row for row in rows),
-        "best": {
-            "c_index": best("c_index"),
-            "uno_c": best("uno_c"),
-            "auc": {year: best("auc", year=year) for year in years},
-            "ibs": best("ibs", min),
-        },
-        "oracle": {in_words(name): estimate for name, estimate in run.metrics.get("oracle", {}).items()},
-    }
-
-
-def _notes(shown: list[dict[str, Any]]) -> dict[str, str]:
-    """The letter of each reason or note that an estimate of the table has, in the order of the table."""
-    estimates = []
-    for row in shown:
-        differences = [row["difference"]["c_index"]] if "difference" in row else []
-        by_year = row.get("auc", {}).values()
-        figures = (row.get(name) for name in ("uno_c", "ibs", "hazard_ratio"))
-        estimates += [row.get("c_index", row), *differences, *by_year, *filter(None, figures)]
-    texts = dict.fromkeys(text for estimate in estimates if (text := estimate.get("why") or estimate.get("note")))
-    return {text: _letter(number) for number, text in enumerate(texts)}
-
-
-def _letter(number: int) -> str:
-    """`a` to `z`, then `aa`: a digit would read as one more digit of the value before it."""
-    return ascii_lowercase[number % 26] * (number // 26 + 1)
-
-
 def _subjects(run: RunFolder) -> dict[str, Any]:
     """A row for each prediction of stage 2: the subject, the landmark, the prediction, the outcome."""
-    if run.predicted is None or run.stage2_test is None:
-        return {"years": [], "rows": []}
-    years = [year for year in run.stage2_test["auc"] if CURVE_COLUMN + year in run.predicted]
-    cut = run.stage2_test["risk_groups"]["cut"]
-    ordered = run.predicted.sort_values(["split", "log_hazard"], ascending=[True, False], kind="stable")
-    rows = [
-        {
-            **row,
-            "group": "high" if row["log_hazard"] > cut else "low",
-            "risks": [1 - row[CURVE_COLUMN + year] for year in years],
-        }
-        for row in ordered.to_dict("records")
-    ]
+    years, rows = [], []
+    for view in run.views.values():
+        if view.predicted is None or view.stage2_test is None:
+            continue
+        years = [year for year in view.stage2_test["auc"] if CURVE_COLUMN + year in view.predicted]
+        cut = view.stage2_test["risk_groups"]["cut"]
+        ordered = view.predicted.sort_values(["split", "log_hazard"], ascending=[True, False], kind="stable")
+        rows += [
+            {
+                **row,
+                "group": "high" if row["log_hazard"] > cut else "low",
+                "risks": [1 - row[CURVE_COLUMN + year] for year in years],
+            }
+            for row in ordered.to_dict("records")
+        ]
     return {"years": years, "rows": rows}
 
 
@@ -345,7 +343,9 @@ class Inlined:
 
 # ---- The page --------------------------------------------------------------------------------------------
 def _missing(run: RunFolder) -> Iterator[str]:
-    """The parts of the page that this run has no files for."""
+    """The parts of the page that this run has no files for; a run on a table has one of two, and no scans."""
+    if run.is_of_table:
+        return
     if not run.record:
         yield "its settings (config.json)"
     if len(run.splits) < len(PARTS):
@@ -367,5 +367,5 @@ def _template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"interval": interval, "words": in_words}
+    environment.filters |= {"interval": interval, "mean_and_sd": mean_and_sd, "words": in_words}
     return environment.get_template(TEMPLATE)

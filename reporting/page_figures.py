@@ -18,6 +18,7 @@ from survival.estimates import Reference, breslow, survival_curves
 
 CAPTIONS = {
     "cohort": "Subjects, not scans, are split. A row that cannot be used stops a run, so no scan was left out.",
+    "cohort_of_visits": "Subjects, not visits, are split. A row that cannot be used stops a run.",
     "training": (
         "Dashed: the epoch whose weights were kept, of one scan that with the highest validation C-index, of the "
         "history that with the lowest validation loss (mean of the seeds; epoch 0 is the linear link alone). "
@@ -56,6 +57,10 @@ class PageFigure:
     caption: str
     figure: Figure
 
+    def of(self, view: str) -> "PageFigure":
+        """The same figure as one of a view of the run."""
+        return dataclasses.replace(self, name=f"{self.name}_{view.replace(' ', '_')}", title=f"{self.title}, {view}")
+
 
 def draw_figures(run: RunFolder) -> Iterator[PageFigure]:
     """Draw every figure that a run has the data for, in the order of the page.
@@ -66,12 +71,15 @@ def draw_figures(run: RunFolder) -> Iterator[PageFigure]:
         One figure at a time, not saved yet.
     """
     if len(run.splits) == len(PARTS):
-        yield PageFigure("cohort", "The cohort", CAPTIONS["cohort"], figures.cohort(run.splits))
+        caption = CAPTIONS["cohort_of_visits" if run.is_of_table else "cohort"]
+        yield PageFigure("cohort", "The cohort", caption, figures.cohort(run.splits))
     if run.cnn_history is not None or run.tlstm_history is not None:
         figure = figures.training(run.cnn_history, run.tlstm_history)
         yield PageFigure("training", "Training", CAPTIONS["training"], figure)
-    if run.predicted is not None and run.stage2_test is not None:
-        yield from _test_figures(run, run.stage2_test)
+    for where, view in run.views.items():
+        if view.predicted is not None and view.stage2_test is not None:
+            drawn = _test_figures(view, view.stage2_test)
+            yield from (shown.of(where) for shown in drawn) if where else drawn
 
 
 def _test_figures(run: RunFolder, test_metrics: dict[str, Any]) -> Iterator[PageFigure]:

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import numpy as np
 import pandas as pd
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
 from cohort.splits import PARTS
@@ -15,6 +16,7 @@ from cohort.tables import ON_DISK, TimeUnit, to_years
 from runs.files import read_json
 from runs.manifest import RECORD, read_record, validated
 from runs.provenance import Provenance, differences
+from runs.table_record import TableRecord
 
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")  # a line of run.log
 EXPLAINED = ("metrics.json", "regions.csv")  # an explanation's last file is one of these: the pictures are there too
@@ -37,10 +39,18 @@ class CrossValidated(TypedDict):
     ibs: MeanOfFolds
 
 
+class Difference(TypedDict):
+    """How much the T-LSTM's figure differs from a rival's."""
+
+    value: float | None  # the mean over the folds
+    se: float | None
+
+
 class Window(BaseModel, extra="allow"):
     """Every model's figures at a landmark and window, by the model's name."""
 
-    difference: dict[str, Any]
+    tlstm: CrossValidated
+    difference: dict[str, dict[str, Difference]]  # by rival and figure
     __pydantic_extra__: dict[str, CrossValidated]
 
 
@@ -53,7 +63,8 @@ class Columns(TypedDict):
 
 
 COLUMNS = TypeAdapter(Columns)
-CV = TypeAdapter(dict[str, Window])  # the part of metrics.json that the page shows and no stage of main.py makes anew
+Place = Annotated[str, StringConstraints(pattern=r"^[\d.e-]+\+[\d.e-]+$")]  # landmark and window, years
+CV = TypeAdapter(dict[Place, Window])  # the part of metrics.json that the page shows and no stage of main.py makes anew
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,24 @@ class RunFolder:
     def stage2_test(self) -> dict[str, Any] | None:
         """Stage 2's figures of the test part, times in years; None if it was not evaluated."""
         return self.metrics.get("tlstm", {}).get("test")
+
+    @property
+    def is_of_table(self) -> bool:
+        """Whether the run is one of `tlstm.py` on a table of the user's: no scans, no stage 1."""
+        return self.record.get("program") == TableRecord.program
+
+    @property
+    def views(self) -> "dict[str, RunFolder]":
+        """The run itself, and the run at each of stage 2's landmarks alone, by what the page calls them."""
+        landmarks = self.metrics.get("landmarks") or {}
+        return {"": self} | {f"predicted at year {year}": self._at_landmark(year) for year in landmarks}
+
+    def _at_landmark(self, year: str) -> "RunFolder":
+        figures, predicted = self.metrics["landmarks"][year], self.predicted
+        if predicted is not None:
+            predicted = predicted[np.isclose(predicted["landmark"], float(year))]  # the key has six digits
+        metrics = {"tlstm": figures, "baselines": figures.get("baselines", {})}
+        return replace(self, metrics=metrics, predicted=predicted, predicted_by_visit=None)
 
     def predictions_of(self, part: str) -> pd.DataFrame:
         """Stage 2's predictions of a part, a row a subject and landmark, times in years."""

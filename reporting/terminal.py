@@ -36,6 +36,20 @@ def closing_table(metrics: Metrics) -> str:
     return "\n".join([*_align(rows), f"{first['n']} test subjects, {first['events']} of them with an event."])
 
 
+def landmark_tables(landmarks: Mapping[str, Any]) -> str:
+    """The figures of a run that predicts at landmarks, as the last lines that it prints.
+
+    Args:
+        landmarks: of `evaluation.evaluate_landmarks`, by year.
+    Returns:
+        For each landmark a line that names it, and its `closing_table`.
+    """
+    return "\n\n".join(
+        f"Predicted at year {year}\n{closing_table({'tlstm': figures, 'baselines': figures.get('baselines', {})})}"
+        for year, figures in landmarks.items()
+    )
+
+
 def folds_table(folds: Mapping[str, Any]) -> str:
     """The figures of a cross-validated pipeline, as the last lines that it prints.
 

@@ -29,6 +29,7 @@ from reporting.explained import check_regions
 from reporting.preflight import check_folds, check_tables, refusal_of
 from runs.errors import InputError, raise_if_any
 from runs.manifest import damage_lines, find_damage, read_record
+from runs.record import Record, refuse_other_program
 from runs.stages import STAGES
 from runs.threads import fix_threads
 from survival.cohort_words import tell_cohort
@@ -57,8 +58,10 @@ def verify(config: Config) -> None:
     Args:
         config: of the run; its folder need not exist.
     Raises:
-        InputError: names every file that is missing or changed and every row and scan that a run would refuse.
+        InputError: names every file that is missing or changed and every row and scan that a run would refuse; or the
+            folder is another program's.
     """
+    refuse_other_program(config.OUTPUT_DIR, Record.program)
     damage = _check_run(config.OUTPUT_DIR)
     check_folds(config)
     parts, grid, by_header = _read_cohort(config)

@@ -26,6 +26,22 @@ def interval(estimate: Mapping[str, Any], digits: int = 2) -> str:
     return f"{estimate['value']:.{digits}f} ({low} to {high})".replace("-", MINUS)
 
 
+def mean_and_sd(estimate: Mapping[str, Any], digits: int = 3, spread: str = "sd") -> str:
+    """A mean over folds with its spread, such as `0.812 (0.034)`.
+
+    Args:
+        estimate: `value` and its spread; None: there is none.
+        digits: after the point.
+        spread: the key of the standard deviation or error.
+    Returns:
+        The text; dashes for what there is none of.
+    """
+    if estimate["value"] is None:
+        return "-"
+    value = f"{estimate['value']:.{digits}f}".replace("-", MINUS)
+    return f"{value} (-)" if estimate[spread] is None else f"{value} ({estimate[spread]:.{digits}f})"
+
+
 def p_value(p: float) -> str:
     """A p-value, 0 to 1, as `p = 0.012` or `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

@@ -54,6 +54,7 @@ class RunRecord(TypedDict, total=False):
     version: str
     versions: dict[str, str]
     commit: str | None
+    program: str  # that wrote it; absent: main.py
     settings: dict[str, Any]
     grid: dict[str, Any]
     machine: Machine

@@ -13,7 +13,7 @@ from runs.errors import InputError, raise_if_any
 from runs.files import fingerprint, remove, why_unwritable, write_json
 from runs.manifest import RECORD, RunRecord, StageRecord, content_of, damage_lines, find_damage, list_files, read_record
 from runs.provenance import Provenance, differences, provenance
-from runs.stages import BY_CONTENT, STAGES, Stage, StageName
+from runs.stages import BY_CONTENT, STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +24,18 @@ LEFT_BY = "the results of"  # likewise, before the name of a stage whose files i
 class Record:
     """Which stages are done, with which settings and input, and what they left; written after every change.
 
+    `program` and `plan` are those of `main.py`; another program's record has its own.
+
     Args:
         folder: of the run.
         settings: of the run, by name, as JSON has them.
         inputs: fingerprint of the tables and volumes that the run reads; None: not read yet.
-        grid: `shape` and `affine` of the scans; new scans must lie on it too.
+        grid: `shape` and `affine` of the scans; new scans must lie on it too. None: no scans, or not read yet.
         threads: of the run.
     """
+
+    program = "main.py"
+    plan: Mapping[str, Stage] = STAGES
 
     def __init__(
         self,
@@ -51,16 +56,17 @@ class Record:
 
     def write(self) -> None:
         """Write settings, versions, commit and the state of the stages."""
-        assert self.grid is not None and self.threads is not None
+        assert self.inputs is not None and self.threads is not None
         now = provenance()
         write_json(
             self.path,
             {
+                "program": self.program,
                 "version": now["version"],
                 "settings": self.settings,
                 "seed": self.settings["SEED"],
                 "inputs": self.inputs,
-                "grid": self.grid,
+                **({} if self.grid is None else {"grid": self.grid}),
                 "versions": now["versions"],
                 "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": self.threads},
                 "commit": now["commit"],
@@ -68,42 +74,43 @@ class Record:
             },
         )
 
-    def needs(self, name: StageName) -> dict[str, Any]:
+    def needs(self, name: str) -> dict[str, Any]:
         """What a stage's result depends on.
 
         Its settings, the input, the files that other stages have left for it, and the same of the last stage that it
         needs. A file that a setting names counts by its content, wherever it lies.
         """
-        stage = STAGES[name]
+        stage = self.plan[name]
         needs: dict[str, Any] = {setting: self.settings[setting] for setting in stage.settings}
         needs |= {setting: content for setting, content in self.contents.items() if setting in stage.settings}
         needs |= {f"{LEFT_BY} {other}": hash_results(self.stages, other) for other in stage.needs}
         return needs | (self.needs(stage.needs[-1]) if stage.needs else {THE_INPUT: self.inputs})
 
-    def is_done(self, name: StageName) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether a stage was finished with these settings and this input, and its files are as it left them."""
         return name in self.stages and self.stages[name]["done"] and not self.changes(name)
 
-    def changes(self, name: StageName) -> list[str]:
+    def changes(self, name: str) -> list[str]:
         """What differs from when the stage was last begun, or done; empty if it never was."""
         return self._changed_needs(name) + damage_lines(self._damage(name))
 
     def damage(self) -> list[str]:
         """What was lost or changed of the finished stages' files that a report shows."""
-        shown = [stage.name for stage in STAGES.values() if not stage.always]
+        shown = [stage.name for stage in self.plan.values() if not stage.always]
         return [f"{name}: {line}" for name in shown for line in damage_lines(self._damage(name))]
 
     def refuse_changes(self) -> None:
-        """With RESUME=require, refuse to do anew what was done, or begun, otherwise.
+        """Refuse another program's folder; with RESUME=require, refuse to do anew what was done, or begun, otherwise.
 
         Raises:
-            InputError: names what differs, of each stage.
+            InputError: names the other program, or what differs, of each stage.
         """
+        refuse_other_program(self.folder, self.program)
         if self.settings["RESUME"] == "auto":
             return
         problems = [
             f"{stage.name}: {change}"
-            for stage in STAGES.values()
+            for stage in self.plan.values()
             if not stage.always
             for change in self.changes(stage.name)
         ]
@@ -113,7 +120,7 @@ class Record:
             "Give it the same settings and input, choose another OUTPUT_DIR, or set RESUME=auto to do these anew.",
         )
 
-    def require(self, names: Iterable[StageName], *, by: StageName) -> None:
+    def require(self, names: Iterable[str], *, by: str) -> None:
         """Refuse a stage whose needed stages are not done with these settings.
 
         Args:
@@ -128,7 +135,7 @@ class Record:
                 raise InputError(f"STAGES: {by} needs the stage {name} of the same settings ({why}). Add it to STAGES.")
 
     @contextmanager
-    def running(self, name: StageName) -> Iterator[None]:
+    def running(self, name: str) -> Iterator[None]:
         """Mark a stage as begun and, if nothing is raised within this, as done.
 
         What the stage goes on from is kept: all of it, if it was stopped; what is not damaged, if it was done with the
@@ -137,7 +144,7 @@ class Record:
         Args:
             name: of the stage.
         """
-        stage, changed, damage = STAGES[name], self._changed_needs(name), self._damage(name)
+        stage, changed, damage = self.plan[name], self._changed_needs(name), self._damage(name)
         for change in changed + damage_lines(damage):
             logger.info("%s: done anew, since it depends on what has changed: %s", name, change)
         self.refuse_folders([name])
@@ -152,7 +159,7 @@ class Record:
                 logger.warning("%s: goes on from what was made by other versions: %s", name, ", ".join(others))
                 known["begun_by"] = self.stages[name]["made_by"]
         self.stages[name] = known
-        for other in STAGES.values():
+        for other in self.plan.values():
             if other.always:  # it shows what was before
                 self.stages.pop(other.name, None)
         self.write()
@@ -160,21 +167,21 @@ class Record:
         yield
         self.finish(name, known | {"seconds": round(time.monotonic() - began, 1), "done": True})
 
-    def finish(self, name: StageName, known: StageRecord) -> None:
+    def finish(self, name: str, known: StageRecord) -> None:
         """Mark a stage as done, with the files that it left.
 
         Args:
             name: of the stage.
             known: what else the record keeps of it.
         """
-        self.stages[name] = {**known, "files": list_files(self.folder, STAGES[name].makes)}
+        self.stages[name] = {**known, "files": list_files(self.folder, self.plan[name].makes)}
         self.write()
 
-    def made_otherwise(self, name: StageName) -> list[str]:
+    def made_otherwise(self, name: str) -> list[str]:
         """What made a stage's results, where that differs from what makes results now; see `differences`."""
         return differences(self.stages[name].get("made_by", {}), provenance())
 
-    def refuse_folders(self, names: Iterable[StageName]) -> None:
+    def refuse_folders(self, names: Iterable[str]) -> None:
         """Refuse folders in which these stages can't write, or which they would have to empty and may not.
 
         Args:
@@ -184,7 +191,7 @@ class Record:
                 is not removed: it may hold what is not the run's.
         """
         problems = []
-        for stage in (STAGES[name] for name in names if STAGES[name].always or not self.is_done(name)):
+        for stage in (self.plan[name] for name in names if self.plan[name].always or not self.is_done(name)):
             anew = stage.name not in self.stages or bool(self._changed_needs(stage.name))
             for path in (self.folder / made for made in stage.makes):
                 if why := why_unwritable(path.parent if path.suffix else path):
@@ -200,7 +207,7 @@ class Record:
         """Whether a path in the run's folder leads out of it, by a link."""
         return not path.resolve().is_relative_to(self.folder.resolve())
 
-    def _changed_needs(self, name: StageName) -> list[str]:
+    def _changed_needs(self, name: str) -> list[str]:
         if name not in self.stages:
             return []
         old, new = self.stages[name].get("needs", {}), self.needs(name)
@@ -217,11 +224,11 @@ class Record:
             changes.append(_in_words(need) if by_name else f"{need} was {before}, is {now}")
         return changes
 
-    def _damage(self, name: StageName) -> dict[str, str]:
+    def _damage(self, name: str) -> dict[str, str]:
         return find_damage(self.folder, self.stages[name].get("files", {})) if name in self.stages else {}
 
 
-def hash_results(stages: Mapping[str, StageRecord], name: StageName) -> str | None:
+def hash_results(stages: Mapping[str, StageRecord], name: str) -> str | None:
     """A hash of the files that a stage has left for others.
 
     Args:
@@ -237,6 +244,24 @@ def hash_results(stages: Mapping[str, StageRecord], name: StageName) -> str | No
         if any(Path(path).is_relative_to(result) for result in STAGES[name].results)
     ]
     return fingerprint(*results) if results else None
+
+
+def refuse_other_program(folder: Path, program: str) -> None:
+    """Refuse a folder that holds a run of another program: its results would be lost or mixed with others.
+
+    Args:
+        folder: of the run.
+        program: that would write there.
+    Raises:
+        InputError: names the folder and the other program.
+    """
+    record = read_record(folder)
+    other = record.get("program", Record.program)
+    if record and other != program:
+        raise InputError(
+            f"OUTPUT_DIR: expected a folder for a run of {program}, received {folder}, which holds one of {other}. "
+            "Choose another OUTPUT_DIR."
+        )
 
 
 def _remove_damaged(folder: Path, stage: Stage, damage: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
-"""The table of a run's stages: what each one needs, makes and depends on.
+"""The tables of a run's stages: what each one needs, makes and depends on.
 
-Resume, `--VERIFY`, the manifest, the setting STAGES and `main.py` read it; a new stage is one entry here.
+Resume, `--VERIFY`, the manifest, the setting STAGES and `main.py` read STAGES; a new stage is one entry there. What
+`tlstm.py` does with a table of the user's is recorded as the stages of TABLE_STAGES.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ BY_CONTENT = {"REFERENCE": (), "ATLAS": (".csv",)}  # settings that name a file,
 class Stage:
     """One stage of a run."""
 
-    name: StageName
-    function: str  # the method of `main.Pipeline` that does it
-    needs: tuple[StageName, ...]  # stages whose files it reads; the last one's settings are its own too
+    name: str
+    function: str  # the method of `main.Pipeline` that does it, or the function of `tlstm`
+    needs: tuple[str, ...]  # stages whose files it reads; the last one's settings are its own too
     makes: tuple[str, ...]  # files and folders that it leaves in the run's folder
     settings: tuple[str, ...] = ()  # that its result depends on, besides those of the last stage in `needs`
     results: tuple[str, ...] = ()  # of these, files and folders that other stages read
@@ -25,7 +26,7 @@ class Stage:
     always: bool = False  # done in every run that asks for it, finished or not
 
 
-STAGES: dict[StageName, Stage] = {
+STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage(
@@ -91,4 +92,26 @@ STAGES: dict[StageName, Stage] = {
             always=True,
         ),
     )
+}
+
+_OF_FIGURES = ("HORIZONS", "NUM_RESAMPLES")  # settings of the evaluation alone
+_FIT = (*STAGES["tlstm"].settings, "SEED", "TIES")
+
+TABLE_STAGES: dict[str, Stage] = {
+    "tlstm": Stage(
+        name="tlstm",
+        function="run",
+        needs=(),
+        makes=("tlstm", "splits"),
+        settings=(*_FIT, "TEST_RATIO", "VAL_TRAIN_RATIO"),
+    ),
+    "cv": Stage(
+        name="cv",
+        function="compare_with_rivals",
+        needs=(),
+        makes=("cv",),
+        settings=(*(name for name in _FIT if name not in _OF_FIGURES), "FOLDS", "REPEATS", "WINDOWS"),
+        removes=("cv/backup",),
+    ),
+    "report": STAGES["report"],
 }

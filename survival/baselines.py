@@ -37,7 +37,7 @@ def predict_last_scan(features: Parts, years: np.ndarray) -> dict[str, pd.DataFr
 def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
     """Fit penalised Cox models on what each subject's visits give, and predict with them.
 
-    `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first.
+    `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first, if it is there.
     `elastic_net_features`: principal components of the last scan's features, if there are any.
     `covariates`: the table's own columns at the last visit, text as columns of 0 and 1, if there are any.
 
@@ -47,9 +47,10 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     Returns:
         By model, tables as those of `predict_last_scan`.
     """
-    image = [name for name in feature_columns(features["train"]) if IMAGE_FEATURE.fullmatch(name)]
+    columns = feature_columns(features["train"])
+    image = [name for name in columns if IMAGE_FEATURE.fullmatch(name)]
     covariates = [name for name in find_columns(features).used if name not in {*image, "log_hazard"}]
-    inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope}
+    inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope} if "log_hazard" in columns else {}
     if image:
         inputs["elastic_net_features"] = _principal_components(features["train"], image)
     if covariates:

@@ -6,31 +6,49 @@ T points of a survival curve. Times are years.
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from cohort.splits import assign_folds
+from cohort.tables import write_csv
+from runs.errors import InputError
 from runs.files import finite_or_none, written_whole
-from survival.cox import Ties, ridge_cox
 from survival.estimands import Prediction, read_curves
 from survival.estimates import Reference, concordance
-from survival.landmarks import Histories
-from survival.link import fit_link, inner_folds, landmark_sets, split_rows
+from survival.kept_fits import Fit, KeptFits
+from survival.link import inner_folds
 from survival.metrics import VALUE_ALONE, EvaluationSettings, evaluate
-from survival.predictor import Predictor
-from survival.preparation import Preparation
+from survival.predictor import Predictor, write_predictions
 
 FIGURES = ("c_index", "auc", "ibs")
 OUR_MODEL = "tlstm"
-RIVALS_TIES: Ties = "efron"  # whatever TIES is: a rival is the same model in every comparison
 COLOURS = ("#0072b2", "#e69f00", "#d55e00")
+CURVES_DPI = 150  # pixels an inch of `curves.png`
 POINTS = 20  # of a survival curve within a window
 Predict = Callable[[pd.DataFrame, float, np.ndarray], pd.DataFrame]  # visits, landmark, (T,) years -> predictions
-Fit = Callable[[pd.DataFrame, np.ndarray], Predict]  # visits of N subjects, (S, N) bool validation
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model that was fitted to the training subjects of a fold."""
+
+    predict: Predict
+    history: pd.DataFrame | None = None  # of the training, a row an epoch
+
+    @classmethod
+    def of(cls, predictor: Predictor, history: pd.DataFrame) -> "Trained":
+        """Take a predictor of stage 2 with the history of its training, a row an epoch."""
+        return cls(lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years), history)
+
+
+Model = Callable[[pd.DataFrame, np.ndarray], Trained]  # fits: visits of N subjects, (S, N) bool validation
 
 
 # ---- The comparison ------------------------------------------------------------------------------
@@ -45,6 +63,27 @@ class Plan:
     num_seeds: int  # S
     seed: int
 
+    @classmethod
+    def of(cls, settings: Any) -> "Plan":
+        """Take the plan from a run's settings.
+
+        Args:
+            settings: has the attributes FOLDS, REPEATS, LANDMARKS, WINDOWS, FEATURES, NUM_SEEDS, SEED.
+        Returns:
+            The plan.
+        Raises:
+            InputError: the settings don't fit together.
+        """
+        landmarks, windows, folds, features = (
+            getattr(settings, name) for name in ("LANDMARKS", "WINDOWS", "FOLDS", "FEATURES")
+        )
+        if features is None or folds == 1 or not 0 < len(landmarks) == len(windows):
+            raise InputError(
+                "FOLDS: expected 2 or more, a table FEATURES, LANDMARKS, and as many WINDOWS. Received: "
+                f"FOLDS {folds}, FEATURES {features}, LANDMARKS {landmarks}, WINDOWS {windows}"
+            )
+        return cls(landmarks, windows, folds, settings.REPEATS, settings.NUM_SEEDS, settings.SEED)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Fold:
@@ -56,35 +95,82 @@ class _Fold:
     test: pd.DataFrame
     validation: np.ndarray  # (S, subjects of train) bool
 
+    @property
+    def name(self) -> str:
+        """The fold in one word."""
+        return f"repeat{self.repeat}_fold{self.number}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What a cross-validation gives, a row a fold and model and more."""
+
+    figures: pd.DataFrame  # `repeat, fold, landmark, window, model, test_share, c_index, auc, ibs`
+    predictions: pd.DataFrame  # of every model for the held-out subjects: `split` names the fold, `model` the model
+    histories: pd.DataFrame  # of the trainings that have one: `repeat, fold, model`, a row an epoch
+
+    def write(self, folder: Path) -> None:
+        """Write `figures.csv`, `history.csv`, `predictions.csv` and `curves.png` into a folder, whole."""
+        write_csv(self.figures, folder / "figures.csv")
+        write_csv(self.histories, folder / "history.csv")
+        write_predictions(self.predictions, folder / "predictions.csv")
+        draw_curves(self.predictions[self.predictions["model"] == OUR_MODEL], folder / "curves.png")
+
 
 def compare_models(
-    table: pd.DataFrame, models: Mapping[str, Fit], plan: Plan, *, progress: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table: pd.DataFrame,
+    models: Mapping[str, Model],
+    plan: Plan,
+    *,
+    kept: KeptFits | None = None,
+    progress: bool = False,
+) -> Comparison:
     """Fit every model on each training part and evaluate it on the held-out subjects.
 
     Args:
         table: visits in memory's columns, sorted by subject and visit.
         models: ours, called OUR_MODEL, and its rivals, by name.
         plan: landmarks and windows in years, folds, repeats.
+        kept: keeps each finished fit, and has those of a stopped comparison of the same table, models and plan.
         progress: show a bar on stderr.
     Returns:
-        The figures, `repeat, fold, landmark, window, model, test_share, c_index, auc, ibs`; and the predictions of
-        our model for the held-out subjects.
+        Figures, predictions and histories; the same bits, whatever was kept.
     """
-    figures, predicted = [], []
+    fits: list[tuple[_Fold, str, Fit]] = []
     num_fits = plan.repeats * plan.folds * len(models)
+    if kept is not None and (num_kept := kept.count()):
+        logger.info("%d of %d fits were finished before, and are kept", num_kept, num_fits)
     with tqdm(total=num_fits, desc="cross-validation", unit="fit", disable=not progress) as bar:
-        for fold in _folds(table, plan):
-            for model, fit in models.items():
-                predict = fit(fold.train, fold.validation)
-                place = {"repeat": fold.repeat, "fold": fold.number, "model": model}
-                for landmark, window in zip(plan.landmarks, plan.windows, strict=True):
-                    fold_figures, predictions = _evaluate(predict, fold, landmark, window)
-                    figures.append(place | fold_figures)
-                    if model == OUR_MODEL:
-                        predicted.append(predictions.assign(split=f"repeat{fold.repeat}_fold{fold.number}"))
+        for fold in _folds(table, plan):  # drawn for kept fits too, so that the later ones stay the same
+            for name, model in models.items():
+                make = functools.partial(_fit_and_evaluate, model, fold, plan)
+                fit = make() if kept is None else kept.read_or_make(f"{fold.name}_{name}", make)
+                fits.append((fold, name, fit))
                 bar.update()
-    return pd.DataFrame(figures), pd.concat(predicted, ignore_index=True)
+    return _collect(fits)
+
+
+def _collect(fits: Sequence[tuple[_Fold, str, Fit]]) -> Comparison:
+    """The tables of all fits, in their order, each row with its fold and its model."""
+    figures, predictions, histories = [], [], [pd.DataFrame()]
+    for fold, model, fit in fits:
+        place = {"repeat": fold.repeat, "fold": fold.number, "model": model}
+        figures += [place | row for row in fit.figures]
+        predictions.append(fit.predictions.assign(split=fold.name, model=model))
+        if fit.history is not None:
+            histories.append(pd.DataFrame(place, fit.history.index).join(fit.history))
+    return Comparison(
+        pd.DataFrame(figures), pd.concat(predictions, ignore_index=True), pd.concat(histories, ignore_index=True)
+    )
+
+
+def _fit_and_evaluate(model: Model, fold: _Fold, plan: Plan) -> Fit:
+    """Train a model in a fold; its figures and predictions at each landmark."""
+    trained = model(fold.train, fold.validation)
+    places = zip(plan.landmarks, plan.windows, strict=True)
+    evaluated = [_evaluate(trained.predict, fold, landmark, window) for landmark, window in places]
+    predictions = pd.concat([predicted for _, predicted in evaluated], ignore_index=True)
+    return Fit([figures for figures, _ in evaluated], predictions, trained.history)
 
 
 def _folds(table: pd.DataFrame, plan: Plan) -> Iterator[_Fold]:
@@ -99,6 +185,11 @@ def _folds(table: pd.DataFrame, plan: Plan) -> Iterator[_Fold]:
             train, test = table[~is_test].reset_index(drop=True), table[is_test].reset_index(drop=True)
             validation = inner_folds(event[fold_of != fold], plan.num_seeds, rng)
             yield _Fold(repeat, fold + 1, train, test, validation)
+
+
+def first_training_part(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """The visits that the first fold is trained on: what is looked at before all folds."""
+    return next(_folds(table, plan)).train
 
 
 def _evaluate(predict: Predict, fold: _Fold, landmark: float, window: float) -> tuple[dict[str, float], pd.DataFrame]:
@@ -121,78 +212,6 @@ def _evaluate(predict: Predict, fold: _Fold, landmark: float, window: float) -> 
 
 def _value_or_nan(estimate: Mapping) -> float:
     return np.nan if estimate["value"] is None else estimate["value"]
-
-
-# ---- The rivals ----------------------------------------------------------------------------------
-def linear_rival(
-    columns: Sequence[str],
-    penalties: Sequence[float],
-    grid: Sequence[float],
-    *,
-    baseline_only: bool = False,
-    winsorise: float = 0.0,
-) -> Fit:
-    """Make a rival: a ridge Cox on the last values.
-
-    Its penalty is chosen on inner folds; then it is fitted on all training subjects.
-
-    Args:
-        columns: names of the features.
-        penalties: to choose from.
-        grid: landmarks, years from baseline, at which one model is trained, stratified by landmark (van Houwelingen
-            2007); empty: a model of its own is trained at each landmark that is predicted at.
-        baseline_only: use the first visit alone.
-        winsorise: width of the fences of `Preparation.fit`; 0: none.
-    Returns:
-        A model for `compare_models`.
-    """
-
-    def visits_of(table: pd.DataFrame) -> pd.DataFrame:
-        """The visits that the model may see."""
-        return table.drop_duplicates("subject").reset_index(drop=True) if baseline_only else table
-
-    def fit(table: pd.DataFrame, validation: np.ndarray) -> Predict:
-        """Prepare the training visits; the models are trained when they are first needed."""
-        train = visits_of(table)
-        prepare = Preparation.fit(train, columns, num_components=0, winsorise=winsorise)
-
-        @functools.cache
-        def trained(landmarks: tuple[float, ...]) -> Predictor:
-            """The ridge Cox of these landmarks, with its baseline hazards."""
-            data = Histories.of(train, prepare, landmarks)
-            splits = split_rows(data.landmarks, validation, RIVALS_TIES)
-            penalty = min(penalties, key=lambda penalty: fit_link(data.last_values, splits, penalty)[0])
-            link = ridge_cox(data.last_values, landmark_sets(data.landmarks, RIVALS_TIES), penalty)[None]
-            return Predictor(prepare, landmarks, link).calibrated(data, np.zeros_like(validation), ties=RIVALS_TIES)
-
-        def predict(table: pd.DataFrame, landmark: float, years: np.ndarray) -> pd.DataFrame:
-            """Predictions at a landmark, with (T,) points of the survival curves."""
-            return trained(tuple(grid) or (landmark,)).predict(visits_of(table), (landmark,), years=years)
-
-        return predict
-
-    return fit
-
-
-def linear_rivals(
-    columns: Sequence[str], penalties: Sequence[float], grid: Sequence[float], *, winsorise: float = 0.0
-) -> dict[str, Fit]:
-    """Make the linear rivals of stage 2.
-
-    Args:
-        columns: names of the features.
-        penalties: ridge penalties to choose from.
-        grid: landmarks, years from baseline, at which stage 2 is trained.
-        winsorise: as stage 2's.
-    Returns:
-        By name: the values of the first visit; the last values (last observation carried forward), with a model for
-        each landmark; the last values, with one model for all landmarks.
-    """
-    return {
-        "baseline_cox": linear_rival(columns, penalties, (), baseline_only=True, winsorise=winsorise),
-        "locf_cox": linear_rival(columns, penalties, (), winsorise=winsorise),
-        "linear_supermodel": linear_rival(columns, penalties, grid, winsorise=winsorise),
-    }
 
 
 # ---- The summary ---------------------------------------------------------------------------------
@@ -306,4 +325,4 @@ def draw_curves(predicted: pd.DataFrame, path: str | Path) -> None:
     axes.legend(fontsize=7)
     figure.axes[0].set_ylabel("event-free")
     with written_whole(path) as part:
-        figure.savefig(part, dpi=150)
+        figure.savefig(part, dpi=CURVES_DPI)

@@ -47,7 +47,8 @@ def predict_all(
     """Predict with every model of a run; the curves reach the last horizon.
 
     Args:
-        features: feature tables of the parts, in memory's columns, a row a scan.
+        features: feature tables of the parts, in memory's columns, a row a scan; without stage 1's `log_hazard`, what
+            needs it is left out.
         stage2: predictions at each subject's last visit; None if stage 2 was not run.
         settings: horizons in years; no other setting is used.
         truth: `truth.csv` of the simulated cohort.
@@ -55,9 +56,9 @@ def predict_all(
         By kind and name of the model, tables of predictions, a row a subject.
     """
     years = curve_years(settings.horizons)
-    stage1 = baselines.predict_last_scan(features, years)
+    stage1 = {"cnn": baselines.predict_last_scan(features, years)} if "log_hazard" in features["train"] else {}
     return {
-        "stages": {"cnn": stage1} | ({"tlstm": stage2} if stage2 is not None else {}),
+        "stages": stage1 | ({"tlstm": stage2} if stage2 is not None else {}),
         "rivals": baselines.predict_cox_models(features, years),
         "oracle": baselines.predict_from_truth(features, truth, years) if truth is not None else {},
     }
@@ -76,10 +77,11 @@ def evaluate_models(models: Models, settings: EvaluationSettings) -> dict[str, A
     stages, rivals, oracle = models["stages"], models["rivals"], models["oracle"]
     metrics: dict[str, Any] = {name: evaluate_parts(predicted, settings) for name, predicted in stages.items()}
     metrics["baselines"] = {name: {"test": _evaluate_test(predicted, settings)} for name, predicted in rivals.items()}
-    best = max(rivals, key=lambda name: metrics["baselines"][name]["test"]["c_index"]["value"] or 0.0)
-    for name, predicted in stages.items():
-        difference = _compare_on_test(predicted, rivals[best], settings)
-        metrics[name]["test"]["difference"] = {"from": best, **difference}
+    if rivals:
+        best = max(rivals, key=lambda name: metrics["baselines"][name]["test"]["c_index"]["value"] or 0.0)
+        for name, predicted in stages.items():
+            difference = _compare_on_test(predicted, rivals[best], settings)
+            metrics[name]["test"]["difference"] = {"from": best, **difference}
     if oracle:
         metrics["oracle"] = {name: _evaluate_test(predicted, settings)["c_index"] for name, predicted in oracle.items()}
     return metrics
@@ -100,23 +102,32 @@ def evaluate_parts(parts: Predicted, settings: EvaluationSettings) -> dict[str, 
 
 
 def evaluate_landmarks(
-    parts: Predicted, landmarks: Sequence[float], settings: EvaluationSettings
+    stage2: Predicted, rivals: Mapping[str, Predicted], landmarks: Sequence[float], settings: EvaluationSettings
 ) -> dict[str, dict[str, dict]]:
-    """Evaluate one model's predictions for each part, one landmark after another.
+    """Evaluate stage 2 and its rivals at one landmark after another.
 
     Args:
-        parts: `train` and others, as `Predictor.predict` gives them for several landmarks.
+        stage2: `train` and others, as `Predictor.predict` gives them for several landmarks.
+        rivals: likewise of each rival, by name.
         landmarks: years from baseline.
         settings: horizons in years, resamples, seed.
     Returns:
-        The figures of `evaluate_parts` by landmark.
+        By landmark the figures of `evaluate_parts`, and those of the rivals on test as `baselines`.
     """
-    return {
-        f"{landmark:g}": evaluate_parts(
-            {name: table[table["landmark"] == landmark] for name, table in parts.items()}, settings
-        )
-        for landmark in landmarks
-    }
+    figures = {}
+    for landmark in landmarks:
+        models: Models = {
+            "stages": {"tlstm": _at_landmark(stage2, landmark)},
+            "rivals": {name: _at_landmark(predicted, landmark) for name, predicted in rivals.items()},
+            "oracle": {},
+        }
+        evaluated = evaluate_models(models, settings)
+        figures[f"{landmark:g}"] = evaluated["tlstm"] | {"baselines": evaluated["baselines"]}
+    return figures
+
+
+def _at_landmark(predicted: Predicted, landmark: float) -> Predicted:
+    return {part: table[table["landmark"] == landmark].reset_index(drop=True) for part, table in predicted.items()}
 
 
 def read_predictions(path: Path) -> dict[str, pd.DataFrame]:

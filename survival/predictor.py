@@ -26,7 +26,7 @@ from survival.preparation import Preparation
 
 QUARTER = 0.25  # years between the points of a survival curve
 SLOPE_PENALTY = 1e-6  # keeps the recalibration finite where the log-hazard separates the validation part
-FIRST_COLUMNS = ["subject", "split", "landmark", "time", "event", "log_hazard"]  # of the file of predictions
+FIRST_COLUMNS = ["subject", "split", "model", "landmark", "time", "event", "log_hazard"]  # of the file of predictions
 logger = logging.getLogger(__name__)
 
 
@@ -251,9 +251,10 @@ def write_predictions(predicted: pd.DataFrame, path: str | Path) -> None:
     """Write a table of predictions in the user's column names; times are years.
 
     Args:
-        predicted: the table of `Predictor.predict`, with a column `split`.
+        predicted: the table of `Predictor.predict`, with a column `split`; of several models, with a column `model`.
         path: of the CSV.
     """
-    table = predicted[FIRST_COLUMNS + [name for name in predicted.columns if name not in FIRST_COLUMNS]]
+    first = [name for name in FIRST_COLUMNS if name in predicted]
+    table = predicted[first + [name for name in predicted.columns if name not in first]]
     with written_whole(path) as part:
         table.astype({"event": int}).rename(columns=ON_DISK).to_csv(part, index=False)

@@ -10,6 +10,7 @@ FILES = {path.stem for path in ROOT.glob("*.py")}  # what the user opens
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 ROOMS = FILES | PACKAGES
 PROGRAMS = {"main", "predict"}  # may import anything; nothing imports them
+BOTH = {"tlstm"}  # programs that others import, too: only their function `main` may import anything
 _MAY_IMPORT = {
     "runs": "",
     "model": "",
@@ -54,7 +55,23 @@ def tree_of(module):
 
 @cache
 def imports_of(module):
-    """Every import of a module of ours; `from survival import cox` imports both `survival` and `survival.cox`."""
+    """Every import of a module of ours; `from survival import cox` imports both `survival` and `survival.cox`.
+
+    The function `main` of those in BOTH is left out: `imported_by_main` has its imports.
+    """
+    return _imports_within([node for node in tree_of(module).body if not _is_main(node) or module not in BOTH], module)
+
+
+def imported_by_main(module):
+    """The imports within the function `main` of a module of ours."""
+    return _imports_within([node for node in tree_of(module).body if _is_main(node)], module)
+
+
+def _is_main(node):
+    return isinstance(node, ast.FunctionDef) and node.name == "main"
+
+
+def _imports_within(nodes, module):
     found = set()
 
     def walk(node, lazy):
@@ -68,7 +85,7 @@ def imports_of(module):
             inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             walk(child, lazy or inside or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)))
 
-    walk(tree_of(module), False)
+    walk(ast.Module(nodes, []), False)
     return found
 
 

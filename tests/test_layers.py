@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from house import (
+    BOTH,
     FILES,
     MAY_IMPORT,
     MODULES,
@@ -18,6 +19,7 @@ from house import (
     ROOMS,
     ROOT,
     arrows_between_rooms,
+    imported_by_main,
     imports_of,
     reached_from,
     room_of,
@@ -98,6 +100,17 @@ def test_the_settings_are_read_where_a_run_is_put_together():
 def test_nothing_imports_a_program():
     importers = {module for module in MODULES if libraries_of(module, lazily=True) & PROGRAMS}
     assert importers <= PROGRAMS
+
+
+@pytest.mark.parametrize("module", sorted(BOTH))
+def test_a_program_that_others_import_imports_the_page_only_as_it_ends(module):
+    """Within its function `main`, so that importing the module, or `--help`, does not load what draws the page."""
+    imported = imported_by_main(module)
+    assert {room_of(name) for name, _ in imported} & ROOMS == {"reporting"}
+    reached = set().union(*(reached_from(name, lazily=True) for name, _ in imported))
+    assert not [name for name in reached if {"tensorflow", "keras"} & libraries_of(name, lazily=True)]
+    loaded = reached_from(module, lazily=False)
+    assert not [name for name in loaded if room_of(name) == "reporting"]
 
 
 def test_no_circle_of_rooms():

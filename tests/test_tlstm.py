@@ -19,7 +19,7 @@ from cohort.splits import PARTS, split_subjects
 from config import Config
 from runs.errors import InputError
 from runs.files import ROOT, write_json
-from survival import cox, crossval, preparation
+from survival import cox, crossval, preparation, rivals
 from survival.estimates import breslow
 from survival.landmarks import Histories
 from survival.link import inner_folds, split_rows
@@ -604,12 +604,11 @@ def gain_over_last_values(slope_effect):
     table, columns = slope_table(600, slope_effect=slope_effect, seed=0), ["marker", "noise"]
 
     def ours(train, validation):
-        predictor, _ = tlstm.fit(train, validation, columns, grid=(2.0,), settings=SHIPPED)
-        return lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years)
+        return crossval.Trained.of(*tlstm.fit(train, validation, columns, grid=(2.0,), settings=SHIPPED))
 
-    models = {crossval.OUR_MODEL: ours, "locf_cox": crossval.linear_rival(columns, SHIPPED.penalties, ())}
-    figures, _ = crossval.compare_models(table, models, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
-    return crossval.summarise(figures)["2+5"]["difference"]["locf_cox"]["c_index"]["value"]
+    models = {crossval.OUR_MODEL: ours, "locf_cox": rivals.linear_rival(columns, SHIPPED.penalties, ())}
+    compared = crossval.compare_models(table, models, crossval.Plan((2.0,), (5.0,), 3, 1, 5, 0))
+    return crossval.summarise(compared.figures)["2+5"]["difference"]["locf_cox"]["c_index"]["value"]
 
 
 @pytest.mark.slow

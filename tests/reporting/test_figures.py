@@ -191,19 +191,22 @@ def test_attention_is_counted_back_from_the_last_visit():
         assert median in shown
 
 
-def test_the_cohort_is_counted():
+@pytest.mark.parametrize("rows", ["scans", "visits"])
+def test_the_cohort_is_counted(rows):
     parts = {
         "train": pd.DataFrame({"subject": ["a", "a", "b"], "time": [3.0, 3, 4], "event": [True, True, False]}),
         "val": pd.DataFrame({"subject": ["c"], "time": [2.0], "event": [False]}),
         "test": pd.DataFrame({"subject": ["d", "d"], "time": [5.0, 5], "event": [True, True]}),
     }
+    if rows == "scans":
+        parts = {name: part.assign(scan=[f"{name}{row}" for row in part.index]) for name, part in parts.items()}
     flow, visits, _ = figures.cohort(parts).axes
     boxes = [text for text in texts(flow) if text]
-    assert boxes[0] == "read\n4 subjects\n2 events\n6 scans"
+    assert boxes[0] == f"read\n4 subjects\n2 events\n6 {rows}"
     assert boxes[1:] == [
-        "train\n2 subjects\n1 events\n3 scans",
-        "validation\n1 subjects\n0 events\n1 scans",
-        "test\n1 subjects\n1 events\n2 scans",
+        f"train\n2 subjects\n1 events\n3 {rows}",
+        f"validation\n1 subjects\n0 events\n1 {rows}",
+        f"test\n1 subjects\n1 events\n2 {rows}",
     ]
     assert [bar.get_height() for bar in visits.patches] == [2, 2]
 
@@ -211,3 +214,13 @@ def test_the_cohort_is_counted():
 def test_a_subject_named_like_mathematics(tmp_path):
     table = predictions().assign(subject="$\\frac{")
     assert figures.save(figures.individuals(table.iloc[:1], {}), tmp_path, "a").is_file()
+
+
+@pytest.mark.parametrize("num_visits, second", [(3, "1 before"), (8, "1 before"), (9, "1"), (16, "1")])
+def test_the_labels_of_many_visits_are_short(num_visits, second):
+    shares = {f"attention_{visit}": 1 / num_visits for visit in range(1, num_visits + 1)}
+    table = predictions().drop(columns=["attention_1", "attention_2"], errors="ignore").assign(**shares)
+    (axes,) = figures.attention(table, 0.0).axes
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[:2] == ["last", second] and len(labels) == num_visits
+    assert ("counted back" in axes.get_xlabel()) == (second == "1")

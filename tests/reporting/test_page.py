@@ -208,23 +208,26 @@ def test_reasons_stand_on_the_page_once_each(run):
     )
 
 
-@pytest.mark.parametrize(("number", "letter"), [(0, "a"), (25, "z"), (26, "aa"), (53, "bbb")])
-def test_a_note_has_a_letter(number, letter):
-    assert reporting_page._letter(number) == letter
-
-
 def test_cross_validation_is_shown_where_there_is_one(run):
     window = {
         "tlstm": {name: {"value": 0.8, "sd": 0.02} for name in ("c_index", "auc", "ibs")},
         "locf_cox": {name: {"value": None, "sd": None} for name in ("c_index", "auc", "ibs")},
         "lstm": {name: {"value": 0.7, "sd": None} for name in ("c_index", "auc", "ibs")},  # of one fold
-        "difference": {"locf_cox": {"c_index": {"value": 0.1, "se": 0.05}}},
+        "difference": {
+            "locf_cox": {
+                "c_index": {"value": 0.1, "se": 0.05},
+                "auc": {"value": -0.2, "se": None},
+                "ibs": {"value": None, "se": None},
+            }
+        },
     }
     change(run / "metrics.json", lambda metrics: metrics.update(cv={"2.0+3.0": window}))
     page = page_of(run)
-    assert page.row("tlstm")[1:] == ["0.800 (0.020)"] * 3 and page.row("locf cox")[1:] == ["-"] * 3
-    assert page.row("lstm")[1:] == ["0.700 (-)"] * 3
-    assert "landmark + window: 2.0+3.0 years" in page.words
+    ours = [row for row in page.rows if row and row[0] == "history (T-LSTM)"][-1]
+    assert ours[1:] == ["0.800 (0.020)"] * 3 + [""] * 3
+    assert page.row("locf cox")[1:] == ["-"] * 3 + ["0.100 (0.050)", "\N{MINUS SIGN}0.200 (-)", "-"]
+    assert page.row("lstm")[1:] == ["0.700 (-)"] * 3 + [""] * 3
+    assert "From year 2.0, over 3.0 years" in page.words
 
 
 COLUMNS = [

@@ -73,21 +73,39 @@ def test_what_is_not_json_is_named(tmp_path):
         RunFolder.read(tmp_path)
 
 
+GOOD = {name: {"value": 0.8, "sd": None} for name in ("c_index", "auc", "ibs")}  # a model's figures over folds
+
+
 @pytest.mark.parametrize(
     ("window", "problems"),
     [
-        ([], "2.0: Input should be .*Window"),
-        ({}, "2.0.difference: Field required"),
-        ({"difference": {}, "lstm": {}}, "2.0.lstm.c_index: Field required; 2.0.lstm.auc: .*; 2.0.lstm.ibs: "),
+        ([], r"2\+3: Input should be .*Window"),
+        ({"tlstm": GOOD}, r"2\+3.difference: Field required"),
+        ({"difference": {}}, r"2\+3.tlstm: Field required"),
         (
-            {"difference": {}, "lstm": {name: {"value": "0.8", "sd": None} for name in ("c_index", "auc", "ibs")}},
-            "2.0.lstm.c_index.value: Input should be a valid number; ",
+            {"difference": {"lstm": {"auc": {"value": "0"}}}, "tlstm": GOOD},
+            r"2\+3.difference.lstm.auc.value: .*; 2\+3.difference.lstm.auc.se: Field required",
+        ),
+        (
+            {"difference": {}, "tlstm": GOOD, "lstm": {}},
+            r"2\+3.lstm.c_index: Field required; 2\+3.lstm.auc: .*; 2\+3.lstm.ibs: ",
+        ),
+        (
+            {"difference": {}, "tlstm": {name: {"value": "0.8", "sd": None} for name in GOOD}},
+            r"2\+3.tlstm.c_index.value: Input should be a valid number; ",
         ),
     ],
 )
 def test_figures_that_were_changed_by_hand_into_none_are_named(tmp_path, window, problems):
-    write(tmp_path / "metrics.json", json.dumps({"cv": {"2.0": window}}))
+    write(tmp_path / "metrics.json", json.dumps({"cv": {"2+3": window}}))
     with pytest.raises(InputError, match=rf"metrics\.json: cv: expected a summary .*, received another: {problems}"):
+        RunFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["2.0", "two+three", "+", ""])
+def test_a_landmark_and_window_that_are_none_are_named(tmp_path, place):
+    write(tmp_path / "metrics.json", json.dumps({"cv": {place: {"difference": {}, "tlstm": GOOD}}}))
+    with pytest.raises(InputError, match=r"metrics\.json: cv: expected a summary .*String should match pattern"):
         RunFolder.read(tmp_path)
 
 

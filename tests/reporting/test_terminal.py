@@ -1,6 +1,6 @@
 """What a run prints at its end."""
 
-from reporting.terminal import closing_table, folds_table
+from reporting.terminal import closing_table, folds_table, landmark_tables
 
 
 def estimate(value, low=None, high=None):
@@ -41,6 +41,15 @@ def test_without_a_difference_the_column_names_no_rival():
 
 def test_a_run_without_figures_says_so():
     assert closing_table({}) == "No stage has been evaluated."
+
+
+def test_each_landmark_has_its_table():
+    ours = metrics()["tlstm"]
+    later = figures(estimate(0.6, 0.5, 0.7)) | {"baselines": {"locf_cox": figures(estimate(0.65))}}
+    first, second = landmark_tables({"0": ours, "2.5": later}).split("\n\n")
+    assert first.splitlines()[0] == "Predicted at year 0" and second.splitlines()[0] == "Predicted at year 2.5"
+    assert first.split("\n", 1)[1] == closing_table({"tlstm": ours})
+    assert "0.600" in second and "locf cox          0.650" in second
 
 
 def test_the_table_of_folds_has_the_mean_and_each_fold():

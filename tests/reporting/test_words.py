@@ -21,6 +21,18 @@ def test_interval(given, text):
     assert words.interval(given) == text
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"value": 0.8123, "se": 0.0123}, "0.812 (0.012)"),
+        ({"value": -0.0456, "se": None}, "−0.046 (-)"),  # noqa: RUF001
+        ({"value": None, "se": None}, "-"),
+    ],
+)
+def test_mean_and_its_spread(given, text):
+    assert words.mean_and_sd(given, spread="se") == text
+
+
 def test_p_value_and_names():
     assert words.p_value(0.0123) == "p = 0.012" and words.p_value(1e-9) == "p < 0.001"
     assert words.shorten("x" * 30) == "x" * 17 + "…" and words.shorten("a$b") == "a$b"

@@ -7,19 +7,23 @@ import pandas as pd
 import pytest
 from samples import random_table
 
-from survival import crossval
+from survival import crossval, rivals
 from survival.estimates import concordance
-from survival.link import inner_folds
 
 COLUMNS = ["log_hazard", "lab"]
 
 
 def models():
     return {
-        crossval.OUR_MODEL: crossval.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
-        "locf_cox": crossval.linear_rival(COLUMNS, (0.1,), ()),
-        "baseline_cox": crossval.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
+        crossval.OUR_MODEL: rivals.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
+        "locf_cox": rivals.linear_rival(COLUMNS, (0.1,), ()),
+        "baseline_cox": rivals.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
     }
+
+
+def of_ours(compared):
+    """The predictions of our model alone."""
+    return compared.predictions[compared.predictions["model"] == crossval.OUR_MODEL]
 
 
 def plan(**changed):
@@ -38,10 +42,11 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
             seen.append((landmark, set(train["subject"]), set(visits["subject"])))
             return fitted(visits, landmark, years)
 
-        fitted = models()[crossval.OUR_MODEL](train, validation)
-        return predict
+        fitted = models()[crossval.OUR_MODEL](train, validation).predict
+        return crossval.Trained(predict)
 
-    figures, predicted = crossval.compare_models(table, {crossval.OUR_MODEL: spy}, plan())
+    compared = crossval.compare_models(table, {crossval.OUR_MODEL: spy}, plan())
+    figures, predicted = compared.figures, compared.predictions
     assert len(figures) == 2 * 3 * 2
     held_out = [visits for _, train, visits in seen if not train & visits]
     assert len(held_out) == len(figures)
@@ -53,7 +58,8 @@ def test_every_subject_is_held_out_once_a_repeat(rng):
 
 def test_figures_are_those_of_metrics_on_the_held_out(rng):
     table = random_table(rng, num_subjects=60)
-    figures, predicted = crossval.compare_models(table, models(), plan())
+    compared = crossval.compare_models(table, models(), plan())
+    figures, predicted = compared.figures, of_ours(compared)
     row = figures[(figures["model"] == crossval.OUR_MODEL) & (figures["landmark"] == 0.5)].iloc[0]
     of_fold = predicted[(predicted["split"] == "repeat1_fold1") & (predicted["landmark"] == 0.5)]
     time, event = of_fold["time"].to_numpy(), of_fold["event"].to_numpy(bool)
@@ -62,34 +68,6 @@ def test_figures_are_those_of_metrics_on_the_held_out(rng):
     )
     assert row["c_index"] == expected
     assert 0 <= row["ibs"] <= 1
-
-
-def test_baseline_rival_ignores_later_visits(rng):
-    table = random_table(rng, num_subjects=60)
-    event = table.drop_duplicates("subject")["event"].to_numpy(bool)
-    validation = inner_folds(event, 2, rng)
-    predict = models()["baseline_cox"](table, validation)
-    changed = table.copy()
-    changed.loc[table["subject"].duplicated(), COLUMNS] = 5.0
-    before, after = (predict(visits, 1.0, np.array([1.0]))["log_hazard"] for visits in (table, changed))
-    np.testing.assert_array_equal(before, after)
-    last = models()["locf_cox"](table, validation)
-    assert not np.allclose(
-        last(table, 1.0, np.array([1.0]))["log_hazard"], last(changed, 1.0, np.array([1.0]))["log_hazard"]
-    )
-
-
-def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
-    table = random_table(rng, num_subjects=60)
-    validation = inner_folds(table.drop_duplicates("subject")["event"].to_numpy(bool), 2, rng)
-    rivals = crossval.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
-    alone = models()
-    assert list(rivals) == ["baseline_cox", "locf_cox", "linear_supermodel"]
-    for name, same in (("baseline_cox",) * 2, ("locf_cox",) * 2, ("linear_supermodel", crossval.OUR_MODEL)):
-        log_hazards = [
-            fit(table, validation)(table, 1.0, np.array([1.0]))["log_hazard"] for fit in (rivals[name], alone[same])
-        ]
-        np.testing.assert_array_equal(*log_hazards)
 
 
 def test_difference_and_its_error_by_hand():
@@ -117,8 +95,8 @@ def test_difference_and_its_error_by_hand():
 
 def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds(rng):
     table = random_table(rng, num_subjects=60)
-    figures, _ = crossval.compare_models(table, models(), plan(landmarks=(0.5,), windows=(500.0,)))
-    summary = crossval.summarise(figures)["0.5+500"]
+    compared = crossval.compare_models(table, models(), plan(landmarks=(0.5,), windows=(500.0,)))
+    summary = crossval.summarise(compared.figures)["0.5+500"]
     assert summary[crossval.OUR_MODEL]["auc"] == {"value": None, "sd": None, "folds": 0}
     assert summary[crossval.OUR_MODEL]["c_index"]["folds"] == 6
     assert summary["difference"]["locf_cox"]["auc"]["value"] is None
@@ -126,14 +104,14 @@ def test_a_window_beyond_the_follow_up_has_no_figures_and_says_in_how_many_folds
 
 
 def test_curves_are_drawn(rng, tmp_path):
-    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
+    predicted = of_ours(crossval.compare_models(random_table(rng, num_subjects=60), models(), plan()))
     crossval.draw_curves(predicted, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_each_landmarks_curves_run_forward_in_time(rng):
     """The second window is shorter, so some of its years stand behind longer ones in the table of both."""
-    _, predicted = crossval.compare_models(random_table(rng, num_subjects=60), models(), plan())
+    predicted = of_ours(crossval.compare_models(random_table(rng, num_subjects=60), models(), plan()))
     for landmark, window in ((0.5, 2.0), (1.0, 1.0)):
         years, survival = crossval._curves_of(predicted[predicted["landmark"] == landmark])
         np.testing.assert_allclose(years, window * np.arange(1, 21) / 20)

@@ -58,11 +58,27 @@ def test_every_part_is_evaluated_with_the_training_part_as_reference(stage2):
 def test_each_landmark_is_evaluated_by_itself(stage2):
     later = {part: table.assign(landmark=2.0, log_hazard=-table["log_hazard"]) for part, table in stage2.items()}
     both = {part: pd.concat([stage2[part], later[part]], ignore_index=True) for part in stage2}
-    figures = evaluation.evaluate_landmarks(both, (1.0, 2.0), SETTINGS)
+    figures = evaluation.evaluate_landmarks(both, {}, (1.0, 2.0), SETTINGS)
     assert figures == {
-        "1": evaluation.evaluate_parts(stage2, SETTINGS),
-        "2": evaluation.evaluate_parts(later, SETTINGS),
+        "1": evaluation.evaluate_parts(stage2, SETTINGS) | {"baselines": {}},
+        "2": evaluation.evaluate_parts(later, SETTINGS) | {"baselines": {}},
     }
+
+
+def test_rivals_are_evaluated_at_the_same_landmark(stage2):
+    """At year 1 the rival is ours turned round, at year 2 it is ours: the difference is 2 C - 1, and 0."""
+    later = {part: table.assign(landmark=2.0) for part, table in stage2.items()}
+    turned = {part: table.assign(log_hazard=-table["log_hazard"]) for part, table in stage2.items()}
+    ours, rival = (
+        {part: pd.concat([first[part], later[part]], ignore_index=True) for part in stage2}
+        for first in (stage2, turned)
+    )
+    figures = evaluation.evaluate_landmarks(ours, {"rival": rival}, (1.0, 2.0), SETTINGS)
+    c_index = figures["1"]["test"]["c_index"]["value"]
+    assert figures["1"]["baselines"]["rival"]["test"]["c_index"]["value"] == pytest.approx(1 - c_index)
+    assert figures["1"]["test"]["difference"]["from"] == "rival"
+    assert figures["1"]["test"]["difference"]["c_index"]["value"] == pytest.approx(2 * c_index - 1)
+    assert figures["2"]["test"]["difference"]["c_index"]["value"] == 0
 
 
 def test_a_run_has_every_model_and_each_part_of_the_stages(features, stage2, truth):
@@ -97,6 +113,22 @@ def test_the_difference_is_from_the_best_rival_subject_by_subject(features, stag
 def test_without_stage_2_and_without_a_truth(features):
     metrics = evaluation.evaluate_run(features, None, SETTINGS, truth=None)
     assert list(metrics) == ["cnn", "baselines"]
+
+
+@pytest.mark.parametrize("columns", [["lab"], ["lab", "feature_1", "feature_2"], ["feature_1", "feature_2"]])
+def test_a_table_without_stage_1_is_compared_with_what_its_columns_allow(features, stage2, rng, columns):
+    tables = {
+        part: table.drop(columns=[name for name in table if name.startswith("feature_") or name == "log_hazard"])
+        for part, table in features.items()
+    }
+    tables = {
+        part: table.assign(**{name: rng.normal(size=len(table)) for name in columns}) for part, table in tables.items()
+    }
+    metrics = evaluation.evaluate_run(tables, stage2, SETTINGS, truth=None)
+    assert list(metrics) == ["tlstm", "baselines"]
+    expected = {"lab": "covariates", "feature_1": "elastic_net_features"}
+    assert set(metrics["baselines"]) == {expected[name] for name in columns if name in expected}
+    assert metrics["tlstm"]["test"]["difference"]["from"] in metrics["baselines"]
 
 
 def test_predictions_are_read_as_they_were_written(stage2, tmp_path):
