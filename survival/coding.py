@@ -1,7 +1,7 @@
 """Columns of text as columns of numbers, 0 or 1, by the levels that the training subjects have.
 
 Two levels become one column, such as `sex=M`, that is 1 for the later of the two; more become a column each. Levels
-that differ only in case, or in blanks around them, are one. Shapes: M visits.
+that differ only in case or blanks are one. Shapes: M visits.
 """
 
 import dataclasses
@@ -85,8 +85,8 @@ class Coding:
         """
         rows = [pd.DataFrame(columns=["subject", "column", "level"])]
         for name, levels in self.levels.items():
-            is_unseen = table[name].notna() & _by_spelling(table[name], levels).isna()
-            rows.append(table.loc[is_unseen, ["subject"]].assign(column=name, level=table.loc[is_unseen, name]))
+            unseen = table[table[name].notna() & _by_spelling(table[name], levels).isna()]
+            rows.append(unseen[["subject"]].assign(column=name, level=_tidied(unseen[name])))
         return pd.concat(rows, ignore_index=True).drop_duplicates()
 
     def warn_of_unseen(self, parts: Mapping[str, pd.DataFrame]) -> None:
@@ -105,11 +105,16 @@ class Coding:
 
 def find_levels(cells: pd.Series) -> tuple[str, ...]:
     """Find the levels of a column of text, (M,), each in its most frequent spelling, in the order of the alphabet."""
-    counts = cells.dropna().astype(str).str.strip().value_counts()
+    counts = _tidied(cells.dropna()).value_counts()
     spellings = counts.sort_index().sort_values(ascending=False, kind="stable").index
     return tuple(sorted(spellings[~spellings.str.casefold().duplicated()], key=str.casefold))
 
 
 def _by_spelling(cells: pd.Series, levels: Sequence[str]) -> pd.Series:
     """The level of each cell, (M,), in the spelling of `levels`; NaN where it is none of them."""
-    return cells.astype(str).str.strip().str.casefold().map({level.casefold(): level for level in levels})
+    return _tidied(cells).str.casefold().map({level.casefold(): level for level in levels})
+
+
+def _tidied(cells: pd.Series) -> pd.Series:
+    """Cells, (M,), as text on one line with single blanks."""
+    return cells.astype(str).str.split().str.join(" ")

@@ -160,10 +160,12 @@ def _listed(unused: Mapping[str, str]) -> str:
 
 def _log_used(columns: Columns, table: pd.DataFrame) -> None:
     logger.info("%d columns are used: %s", len(columns.used), ", ".join(columns.used_in_words()))
-    for name, levels in columns.coded.items():
-        subjects = table.groupby(table[name].astype(str).str.strip().str.casefold())["subject"].nunique()
-        rare = [level for level in levels if subjects[level.casefold()] < FEW_SUBJECTS]
-        new = Coding(columns.coded).columns_of(name)
+    coding = Coding(columns.coded)
+    coded = coding(table[["subject", *coding.levels]])
+    for name, levels in coding.levels.items():
+        subjects = coded.groupby(name)["subject"].nunique()
+        rare = [level for level in levels if subjects[level] < FEW_SUBJECTS]
+        new = coding.columns_of(name)
         logger.info("%s is text (%s), coded as 0 and 1: %s", name, ", ".join(levels), ", ".join(new))
         if rare:
             logger.warning(

@@ -64,12 +64,12 @@ class Predictor:
             event, log_hazard, survival_<year>..., attention_<visit>...`. `time` is what is left at the landmark.
             Attention is a share, 0 to 1; it is NaN at visits after the landmark.
         Raises:
-            InputError: a column that the model was trained on is absent.
+            InputError: a column that the model was trained on is absent, or has text for numbers or numbers for text.
         """
         if absent := self.prepare.absent_from(table):
             raise InputError(
-                f"expected the columns the model was trained on. Missing, or not of the same kind (numbers or text): "
-                f"{', '.join(absent)}."
+                "expected the columns the model was trained on, with numbers or text as in training. "
+                f"Missing: {', '.join(absent)}."
             )
         data = Histories.of(table, self.prepare, landmarks)
         rows = data.landmarks
