@@ -83,10 +83,10 @@ class Pipeline:
         if self.config.CROSS_FIT:
             crossfit.folds_of_scans(self.cohort.parts["train"], self.config.CROSS_FIT, self.config.SEED)
         check_choices(self.config, self.cohort.parts["test"])
-        log_to(self.folder / "run.log")
         self.record = self._record_of(self.cohort.fingerprint())
         self.record.refuse_changes()
         self.record.refuse_folders(self.config.STAGES)
+        log_to(self.folder / "run.log")
         self._write_splits()
         self._call_workers()
         for stage in STAGES.values():
