@@ -91,10 +91,10 @@ class Pipeline:
             self.cross_validate()
             return
         check_background(self.config, self.cohort)
-        log_to(self.folder / "run.log")
         self.record = self._record_of(self.cohort.fingerprint())
         self.record.refuse_changes()
         self.record.refuse_folders(self.config.STAGES)
+        log_to(self.folder / "run.log")
         self._write_splits()
         parts, config = self.cohort.parts, self.config
         columns = tables.feature_columns(parts["train"])

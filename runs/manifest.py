@@ -39,7 +39,7 @@ class StageRecord(TypedDict, total=False):
     files: dict[Annotated[str, AfterValidator(_inside)], FileEntry]  # by their path in the run's folder
     seconds: float
     made_by: Provenance
-    begun_by: Provenance  # if it was stopped, and something else has finished it
+    begun_by: Provenance  # where something else has begun it
 
 
 class Machine(TypedDict, total=False):

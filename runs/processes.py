@@ -69,7 +69,7 @@ def exit_code(run: Callable[[], object]) -> int:
     """
     try:
         end_work(code := _run_and_report(run))
-    except KeyboardInterrupt:  # a second signal, while the first one was acted on
+    except KeyboardInterrupt:  # a signal, while something else was reported
         end_work(code := _report_stop())
     return code
 

@@ -200,7 +200,7 @@ class Record:
                     problems.append(
                         f"{stage.name}: {path} leads to {path.resolve()}, which holds the results of an earlier run"
                     )
-        mend = "Empty these folders and let the user of this run write into them, or choose another OUTPUT_DIR."
+        mend = "Empty what a link leads to, let this user write where that can't be, or choose another OUTPUT_DIR."
         raise_if_any("Results can't be written", problems, mend)
 
     def _leads_out(self, path: Path) -> bool:

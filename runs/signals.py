@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 STOPPED = 143  # the exit code of what a signal stopped; the same command goes on
 RUN_BY = "CNN_TLSTM_RUN_BY"  # set for a program that another one runs; the other one holds the end of its stdin
+GRACE = 2.0  # seconds that a stopped program has to end by itself: a second signal in a hurry ends it no sooner
 REASONS = {signal.SIGTERM: "by SIGTERM", signal.SIGINT: "by Ctrl-C", signal.SIGALRM: "after MAX_HOURS"}
 
 
@@ -24,7 +26,7 @@ class _Stop:
 
     reason: str = ""  # of the last signal
     finishing: bool = False  # a step is finished first
-    raised: bool = False  # KeyboardInterrupt was raised: the next signal ends the process at once
+    raised: float | None = None  # when KeyboardInterrupt was raised; GRACE later, a signal ends the process at once
     code: int | None = None  # the exit code, once the work has ended
     watching: bool = False  # a thread ends this process with the one that runs it
     handlers: dict[signal.Signals, Any] = field(default_factory=dict)  # before `stop_on_signals`
@@ -44,12 +46,12 @@ def end_on_signals() -> None:
 def stop_on_signals(max_hours: float | None = None) -> None:
     """From now on SIGTERM, SIGINT and the end of `max_hours` raise KeyboardInterrupt, with the reason.
 
-    It is raised once: a signal that comes while that is acted on ends the process at once.
+    It is raised once. If the process has not ended GRACE seconds later, the next signal ends it at once.
 
     Args:
         max_hours: wall clock from now on; None: no limit.
     """
-    _stop.reason, _stop.raised, _stop.code = "", False, None
+    _stop.reason, _stop.raised, _stop.code = "", None, None
     for number in (signal.SIGTERM, signal.SIGINT):
         _stop.handlers[number] = signal.signal(number, _on_signal)
     if max_hours is not None:
@@ -94,7 +96,7 @@ def stop_requested() -> bool:
 
 def was_interrupted() -> bool:
     """Whether a signal has raised KeyboardInterrupt, of which a library may have made another error."""
-    return _stop.raised
+    return _stop.raised is not None
 
 
 def stop_message() -> str:
@@ -106,10 +108,11 @@ def stop_message() -> str:
 def _on_signal(number: int, _: Any) -> None:
     again = stop_requested()
     _stop.reason = REASONS[signal.Signals(number)]
-    if _stop.raised:
-        _end_at_once(number, _)
-    if again or not _stop.finishing:
-        _stop.raised = True
+    if _stop.raised is not None:
+        if time.monotonic() - _stop.raised > GRACE:
+            _end_at_once(number, _)
+    elif again or not _stop.finishing:
+        _stop.raised = time.monotonic()
         raise KeyboardInterrupt(_stop.reason)
 
 
