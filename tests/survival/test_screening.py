@@ -6,7 +6,8 @@ import pytest
 from programs import run
 
 import tlstm
-from cohort.tables import write_table
+from cohort.tables import feature_columns, read_features, write_table
+from runs.files import ROOT
 from survival.screening import find_marks, screen_columns, warn_of_leaks, warn_of_values
 
 
@@ -184,6 +185,13 @@ def test_of_a_large_table_some_subjects_of_either_outcome_are_looked_at(rng, cap
     table = visits(rng, num_subjects=5000, share=share)
     warn_of_leaks(table.assign(told=table["time"]), ["noise", "told"])
     assert f"subjects, {num_events} with an event" in caplog.text and "column told" in caplog.text
+
+
+@pytest.mark.parametrize("landmarks", [(), (0.0, 3.0, 5.0)])
+def test_a_real_table_is_as_it_should_be(caplog, landmarks):
+    table = read_features(ROOT / "examples" / "pbc2.csv")
+    screen_columns({"train": table}, feature_columns(table), landmarks=landmarks, winsorise=10.0)
+    assert not caplog.records
 
 
 # ---- The programs --------------------------------------------------------------------------------
