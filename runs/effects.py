@@ -44,13 +44,14 @@ def _of_stage(name: StageName, *, but: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(setting for setting in STAGES[name].settings if setting not in but)
 
 
+OF_TABLES = ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS", "LATE_VISITS", "EVENT_NAMES")
 EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands under one rule of each
     "main.py": (
         Rule("always", _always, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "TIME_UNIT", "OUTPUT_DIR")),
         Rule("always", _always, ("STAGES", "FOLDS", "RESUME", "VERIFY", "MAX_HOURS", "SAVE_SECONDS", "DISTRIBUTE")),
         Rule("always", _always, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
         Rule("always", _always, _of_stage("cnn")),  # every stage asks for a stage 1 of the same settings
-        Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS", "LATE_VISITS")),
+        Rule("for a cohort of your own", _is_own_cohort, OF_TABLES),
         Rule(
             "for the simulated cohort", lambda s: not _is_own_cohort(s), ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")
         ),
@@ -75,14 +76,14 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("with LANDMARKS", lambda s: bool(s.LANDMARKS), ("LANDMARK_STEP",)),
         Rule("without FOLDS", lambda s: not s.FOLDS, ("HORIZONS", "NUM_RESAMPLES")),
         Rule("with FOLDS", lambda s: bool(s.FOLDS), ("WINDOWS", "REPEATS")),
-        Rule("with FEATURES", lambda s: s.FEATURES is not None, ("DECIMAL", "LATE_VISITS")),
+        Rule("with FEATURES", lambda s: s.FEATURES is not None, ("DECIMAL", "LATE_VISITS", "EVENT_NAMES", "RESUME")),
         Rule(
             "with FEATURES, without FOLDS",
             lambda s: s.FEATURES is not None and not s.FOLDS,
             ("TEST_RATIO", "VAL_TRAIN_RATIO"),
         ),
         Rule("in main.py", _never, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "MRI_FOLDER", "STAGES")),
-        Rule("in main.py", _never, ("RESUME", "VERIFY", "SAVE_SECONDS", "DISTRIBUTE", "DEVICES")),
+        Rule("in main.py", _never, ("VERIFY", "SAVE_SECONDS", "DISTRIBUTE", "DEVICES")),
         Rule("in main.py", _never, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
         Rule("in main.py", _never, ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")),
         Rule("in main.py", _never, (*_of_stage("cnn", but=("SEED", "TIES")), *_of_stage("features"))),

@@ -14,7 +14,7 @@ from cohort.names import OF_STAGE_1
 from cohort.tables import OUR_COLUMNS
 from runs.errors import InputError, raise_if_any
 from survival.coding import Coding, find_levels
-from survival.preparation import IMAGE_FEATURE
+from survival.preparation import IMAGE_FEATURE, ROUNDING
 
 CODE_OF_GROUP = re.compile(r"(^|[_\W])(site|cent(er|re)|scanner|hospital|clinic)([_\W]|\d|$)", re.IGNORECASE)
 LEAST_IDS = 20  # whole numbers, all different, that are hardly so by chance
@@ -119,7 +119,9 @@ def _why_unused(values: pd.Series) -> str:
     if values.empty:
         return "every value is missing"
     if not _is_text(values):
-        return f"one value, {values.iloc[0]:g}" if values.min() == values.max() else ""
+        numbers = values.astype(float)
+        is_constant = numbers.max() - numbers.min() <= ROUNDING * numbers.abs().max()
+        return f"one value, {numbers.iloc[0]:g}" if is_constant else ""
     levels, example = find_levels(values), repr(values.iloc[0])
     if len(levels) == 1:
         return f"one value, {levels[0]!r}"

@@ -23,9 +23,11 @@ USED = {
     "ten levels": lambda n: f"site {n // 3 % 10}",
     "with gaps": lambda n: [None, "yes", "no"][n // 3 % 3],
     "integers": lambda n: n % 7,
+    "tiny": lambda n: 1e-12 * (n % 7),
 }
 UNUSED = {
     "constant": (lambda n: 3.0, "one value, 3"),
+    "constant but for rounding": (lambda n: 1e9 + n % 2 * 1e-7, "one value, 1e+09"),
     "constant text": (lambda n: "Oslo", "one value, 'Oslo'"),
     "empty": (lambda n: np.nan, "every value is missing"),
     "many": (lambda n: f"note {n}", "text of 36 different values, such as 'note 0'"),
@@ -46,7 +48,7 @@ def test_what_is_used_and_what_is_not_is_told_with_the_reason(rng, caplog):
         assert columns.unused[name].startswith(why) and f"{name} ({why}" in caplog.text
     assert list(columns.coded) == ["two levels", "ten levels", "with gaps"]
     assert columns.coded["with gaps"] == ("no", "yes") and len(columns.coded["ten levels"]) == 10
-    assert "5 columns are used: age, two levels" in caplog.text and "10 columns are not used" in caplog.text
+    assert "6 columns are used: age, two levels" in caplog.text and "11 columns are not used" in caplog.text
     assert "with gaps is text (no, yes), coded as 0 and 1: with gaps=yes" in caplog.text
     assert columns.as_json() == {"used": columns.used, "coded": columns.coded, "unused": columns.unused}
 
