@@ -50,7 +50,8 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("always", _always, ("STAGES", "FOLDS", "RESUME", "VERIFY", "MAX_HOURS", "SAVE_SECONDS", "DISTRIBUTE")),
         Rule("always", _always, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
         Rule("always", _always, _of_stage("cnn")),  # every stage asks for a stage 1 of the same settings
-        Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS", "LATE_VISITS")),
+        Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS")),
+        Rule("for a cohort of your own", _is_own_cohort, ("LATE_VISITS", "EVENT_NAMES")),
         Rule(
             "for the simulated cohort", lambda s: not _is_own_cohort(s), ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")
         ),
@@ -75,7 +76,7 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("with LANDMARKS", lambda s: bool(s.LANDMARKS), ("LANDMARK_STEP",)),
         Rule("without FOLDS", lambda s: not s.FOLDS, ("HORIZONS", "NUM_RESAMPLES")),
         Rule("with FOLDS", lambda s: bool(s.FOLDS), ("WINDOWS", "REPEATS")),
-        Rule("with FEATURES", lambda s: s.FEATURES is not None, ("DECIMAL", "LATE_VISITS")),
+        Rule("with FEATURES", lambda s: s.FEATURES is not None, ("DECIMAL", "LATE_VISITS", "EVENT_NAMES")),
         Rule(
             "with FEATURES, without FOLDS",
             lambda s: s.FEATURES is not None and not s.FOLDS,
