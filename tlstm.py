@@ -479,8 +479,7 @@ def main(arguments: list[str]) -> int:
 
     def work(config: Config) -> None:
         with lock_run(config.OUTPUT_DIR):
-            threads = fix_threads(config.OUTPUT_DIR)
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads := fix_threads(config.OUTPUT_DIR))
             torch.use_deterministic_algorithms(True, warn_only=True)  # warns where a GPU has no such operation
             record = compare_with_rivals(config, threads) if config.FOLDS else run(config, threads)
             if record is not None:
@@ -562,8 +561,8 @@ def compare_with_rivals(config: Config, threads: int) -> TableRecord:
         models, kept = _model_and_rivals(config, columns.used, grid), KeptFits(record.backup("cv"))
         compared = crossval.compare_models(table, models, plan, kept=kept, progress=True)
         compared.write(config.OUTPUT_DIR / "cv")
-        figures = {"cv": crossval.summarise(compared.figures), "columns": columns.as_json()}
-        merge_metrics(config.OUTPUT_DIR, figures)
+        summary = crossval.summarise(compared.figures)
+        merge_metrics(config.OUTPUT_DIR, {"cv": summary, "columns": columns.as_json()})
     return record
 
 

@@ -10,6 +10,7 @@ from config import Config
 from reporting.explained import check_choices
 from runs.errors import InputError, raise_if_any
 from runs.stages import StageName
+from survival.columns import find_columns
 from survival.landmarks import check_landmarks
 
 NEEDED_BY_FOLDS: tuple[StageName, ...] = ("cnn", "features", "tlstm")  # else there is nothing to evaluate
@@ -50,11 +51,13 @@ def check_tables(config: Config, parts: dict[str, pd.DataFrame]) -> None:
         config: of the run; `check_folds` has passed.
         parts: `train`, `val` and `test` in memory's columns and years, a row a scan.
     Raises:
-        InputError: names all of these: too few events for the folds of FOLDS or CROSS_FIT, landmarks with too few at
-            risk, subjects or scans to explain that are not there, an ATLAS that can't be read.
+        InputError: names all of these: columns that contradict each other, too few events for the folds of FOLDS or
+            CROSS_FIT, landmarks with too few at risk, subjects or scans to explain that are not there, an ATLAS that
+            can't be read.
     """
     whole = pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
     problems = refusal_of(lambda: check_choices(config, whole if config.FOLDS else parts["test"]))
+    problems += refusal_of(lambda: find_columns(parts))
     atlas = config.ATLAS
     if atlas is not None and "explain" in config.STAGES:
         problems += refusal_of(lambda: read_labels(atlas))

@@ -44,14 +44,14 @@ def _of_stage(name: StageName, *, but: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(setting for setting in STAGES[name].settings if setting not in but)
 
 
-OF_TABLES = ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS", "LATE_VISITS", "EVENT_NAMES")
 EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands under one rule of each
     "main.py": (
         Rule("always", _always, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "TIME_UNIT", "OUTPUT_DIR")),
         Rule("always", _always, ("STAGES", "FOLDS", "RESUME", "VERIFY", "MAX_HOURS", "SAVE_SECONDS", "DISTRIBUTE")),
         Rule("always", _always, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
         Rule("always", _always, _of_stage("cnn")),  # every stage asks for a stage 1 of the same settings
-        Rule("for a cohort of your own", _is_own_cohort, OF_TABLES),
+        Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS")),
+        Rule("for a cohort of your own", _is_own_cohort, ("LATE_VISITS", "EVENT_NAMES")),
         Rule(
             "for the simulated cohort", lambda s: not _is_own_cohort(s), ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")
         ),

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from cohort.tables import OUR_COLUMNS, PER_YEAR, TimeUnit
+from cohort.tables import PER_YEAR, TimeUnit
+from survival.columns import find_columns
 from survival.estimates import Reference, largest_below
 from survival.landmarks import Visits, cut_at_landmarks
 from survival.preparation import IMAGE_FEATURE
@@ -34,6 +35,8 @@ def log_cohort(
         time_unit: as for `tell_cohort`.
         landmarks: as for `tell_cohort`.
         horizons: as for `tell_cohort`.
+    Raises:
+        InputError: as `tell_cohort`.
     """
     lines, warnings = tell_cohort(parts, time_unit=time_unit, landmarks=landmarks, horizons=horizons)
     for line in lines:
@@ -54,6 +57,8 @@ def tell_cohort(
         horizons: years after the landmark at which figures are given.
     Returns:
         The lines of `describe_cohort`; and those of `unlikely_times` and `horizons_not_borne`.
+    Raises:
+        InputError: as `describe_cohort`.
     """
     table = pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
     return describe_cohort(table, landmarks), [
@@ -69,14 +74,23 @@ def describe_cohort(table: pd.DataFrame, landmarks: Sequence[float] = ()) -> lis
         table: M visits in memory's columns, sorted by subject and visit; outcomes may be absent.
         landmarks: years from baseline at which to predict.
     Returns:
-        A line each about subjects, follow-up, visits and covariates, and one for each landmark.
+        A line each about subjects, follow-up, visits and covariates, and one for each landmark; without outcomes, about
+        subjects and visits.
+    Raises:
+        InputError: as `find_columns`.
     """
     counts = table.groupby("subject").size()
     num_visits = f"{counts.min()} to {counts.max()} a subject, median {counts.median():g}"
     lines = [f"cohort: {len(counts)} subjects, {len(table)} visits, {num_visits}"]
-    lines += [_follow_up(table)] if "time" in table else []
-    lines += [_visits(table), _covariates(table)]
-    return lines + [_at_landmark(table, year) for year in landmarks if "time" in table]
+    if "time" not in table:
+        return [*lines, _visits(table)]
+    return [
+        *lines,
+        _follow_up(table),
+        _visits(table),
+        _covariates(table),
+        *(_at_landmark(table, year) for year in landmarks),
+    ]
 
 
 def _follow_up(table: pd.DataFrame) -> str:
@@ -104,10 +118,10 @@ def _visits(table: pd.DataFrame) -> str:
 
 
 def _covariates(table: pd.DataFrame) -> str:
-    names = [name for name in table.columns if name not in OUR_COLUMNS]
-    own = [name for name in names if not IMAGE_FEATURE.fullmatch(name)]
-    of_stage1 = [f"{len(names) - len(own)} of the form feature_<n>"] if len(own) < len(names) else []
-    return f"covariates: {', '.join(own + of_stage1) or 'none'}"
+    columns = find_columns({"cohort": table})
+    unused = {name: why for name, why in columns.unused.items() if not IMAGE_FEATURE.fullmatch(name)}
+    left_out = "; not used: " + ", ".join(f"{name} ({why})" for name, why in unused.items()) if unused else ""
+    return f"covariates: {', '.join(columns.used_in_words()) or 'none'}{left_out}"
 
 
 def _at_landmark(table: pd.DataFrame, year: float) -> str:

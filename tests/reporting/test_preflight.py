@@ -52,6 +52,27 @@ REFUSED = {
 }
 
 
+def test_columns_that_contradict_each_other_are_refused_before_the_scans(table, tmp_path):
+    cohort = pd.read_csv(tmp_path / "c.csv")
+    cohort["sex"] = ["M", "F"] * (len(cohort) // 2)
+    cohort.assign(**{"sex=M": range(len(cohort))}).to_csv(tmp_path / "c.csv", index=False)
+    with pytest.raises(InputError, match="sex: a level of it and another column are called sex=M") as error:
+        main.Pipeline(read_config(table)).run()
+    assert "scans" not in str(error.value)
+    with pytest.raises(InputError, match="sex: a level of it and another column are called sex=M"):
+        verify.verify(read_config(table))
+
+
+def test_a_constant_column_is_told_as_not_used(table, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    pd.read_csv(tmp_path / "c.csv").assign(field=3.0).to_csv(tmp_path / "c.csv", index=False)
+    for check in (main.Pipeline(read_config(table)).run, lambda: verify.verify(read_config(table))):
+        with pytest.raises(InputError, match="expected a NIfTI volume"):
+            check()
+    told = "covariates: none; not used: field (one value, 3)"
+    assert told in caplog.text and told in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_the_tables_tell_is_refused_alike(table, kind):
     """The run refuses before it reads a scan: none can be read here, and no other word is said of them."""

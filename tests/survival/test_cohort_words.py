@@ -19,7 +19,7 @@ def cohort_of(rng, *, gap=0.5, follow_up=4.0, num_subjects=40):
     time = np.repeat(2 * gap + rng.uniform(0.1, 1, num_subjects) * follow_up, 3)
     event = np.repeat(np.arange(num_subjects) % 2 == 0, 3)
     visits = np.tile(gap * np.arange(3), num_subjects)
-    return pd.DataFrame({"subject": subjects, "visit_time": visits, "time": time, "event": event, "x": 1.0})
+    return pd.DataFrame({"subject": subjects, "visit_time": visits, "time": time, "event": event})
 
 
 def test_a_cohort_is_told_as_counted_by_hand():
@@ -43,11 +43,17 @@ def test_late_first_visits_are_counted():
     assert lines[-1].startswith("landmark 0.6 years: 1 subjects at risk") and "1 without a visit by then" in lines[-1]
 
 
-def test_columns_of_stage_1_are_one_and_a_table_without_outcomes_is_told(rng):
-    table = random_table(rng, num_subjects=9, num_features=5).drop(columns=["time", "event"])
-    lines = describe_cohort(table, (1.0,))
-    assert [line.split(":")[0] for line in lines] == ["cohort", "visits", "covariates"]
-    assert lines[-1] == "covariates: log_hazard, lab, 5 of the form feature_<n>"
+def test_columns_are_told_with_those_that_are_not_used(rng):
+    table = random_table(rng, num_subjects=9, num_features=5).assign(feature_9=0.0)
+    assert describe_cohort(table)[-1] == "covariates: log_hazard, lab, 5 of the form feature_<n>"
+    table = table.assign(sex=np.where(table["subject"] < "s04", "M", "F"), field=3.0, ward=None)
+    used = "covariates: log_hazard, lab, sex, 5 of the form feature_<n>"
+    assert describe_cohort(table)[-1] == f"{used}; not used: field (one value, 3), ward (every value is missing)"
+
+
+def test_a_table_without_outcomes_is_told(rng):
+    lines = describe_cohort(random_table(rng, num_subjects=9).drop(columns=["time", "event"]), (1.0,))
+    assert [line.split(":")[0] for line in lines] == ["cohort", "visits"]
 
 
 @pytest.mark.parametrize("seed", range(3))
