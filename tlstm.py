@@ -507,12 +507,10 @@ def run(config: Config, threads: int) -> TableRecord | None:
     learned = pd.concat([parts["train"], parts["val"]]).sort_values(["subject", "visit_time"], ignore_index=True)
     is_val = np.isin(np.unique(learned["subject"].to_numpy(str)), parts["val"]["subject"].to_numpy(str))
     validation = np.tile(is_val, (config.NUM_SEEDS, 1))  # (S, N)
-    grid = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP)
+    grid, settings = landmark_grid(parts, config.LANDMARKS, config.LANDMARK_STEP), Settings.of(config)
     with recorded(config, "tlstm", pd.concat(parts.values()), threads) as record:
         screen_columns(parts, columns.used, landmarks=config.LANDMARKS, winsorise=config.WINSORISE)
-        predictor, history = fit(
-            learned, validation, columns.used, grid=grid, settings=Settings.of(config), progress=True
-        )
+        predictor, history = fit(learned, validation, columns.used, grid=grid, settings=settings, progress=True)
         predictor.prepare.coding.warn_of_unseen(parts)
         years = curve_years(config.HORIZONS)
         predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
@@ -561,8 +559,7 @@ def compare_with_rivals(config: Config, threads: int) -> TableRecord:
         models, kept = _model_and_rivals(config, columns.used, grid), KeptFits(record.backup("cv"))
         compared = crossval.compare_models(table, models, plan, kept=kept, progress=True)
         compared.write(config.OUTPUT_DIR / "cv")
-        summary = crossval.summarise(compared.figures)
-        merge_metrics(config.OUTPUT_DIR, {"cv": summary, "columns": columns.as_json()})
+        merge_metrics(config.OUTPUT_DIR, {"cv": crossval.summarise(compared.figures), "columns": columns.as_json()})
     return record
 
 
@@ -590,8 +587,7 @@ def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
         return split_subjects(
             table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
         )
-    folder = config.OUTPUT_DIR / "features"
-    paths = {name: folder / f"{name}.parquet" for name in PARTS}
+    paths = {name: config.OUTPUT_DIR / "features" / f"{name}.parquet" for name in PARTS}
     absent = [str(path) for path in paths.values() if not path.is_file()]
     if absent:
         raise InputError(f"expected the features of a run, found no {', '.join(absent)}. Run python main.py first.")
