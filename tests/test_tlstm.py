@@ -538,8 +538,8 @@ def bad_tables(table):
     return {
         "no event": no_event,
         "two visits of one subject": twice,
-        "flat: one value, 3": table.assign(flat=3.0),
-        "gone: every value is missing": table.assign(gone=np.nan),
+        "log_hazard: one value": table.assign(log_hazard=3.0),
+        "feature_2: text": table.assign(feature_2=np.where(table["lab"] > 1, "high", "low")),
         "at or after": table.assign(visit_time=table["visit_time"] + 50),
     }
 
