@@ -6,17 +6,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from cohort import simulate
+from runs.files import ROOT
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(items):
-    """Give the tests that share what a module's fixture has made to one worker of xdist, which makes it once."""
-    for item in items:
-        fixtures = [fixture for same_name in item._fixtureinfo.name2fixturedefs.values() for fixture in same_name]
-        if any(fixture.scope == "module" for fixture in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
+class BySharedWork(LoadScopeScheduling):
+    """Gives a file whose tests share what a fixture has made to one worker, which makes it once."""
+
+    def _split_scope(self, nodeid):
+        path = nodeid.split("::")[0]
+        return path if 'scope="module"' in (ROOT / path).read_text(encoding="utf-8") else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return BySharedWork(config, log)
 
 
 @pytest.fixture

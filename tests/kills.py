@@ -2,7 +2,7 @@
 
 import time
 
-from programs import run, stages_done, start, temporaries
+from programs import none_outlives, run, stages_done, start, temporaries
 
 POLL = 0.002  # seconds between two looks at the folder
 
@@ -19,11 +19,10 @@ def kill_at(folder, arguments, moment):
     """
     old, began = set(temporaries(folder)), time.monotonic()
     process = start(*arguments, f"--OUTPUT_DIR={folder}")
-    while process.poll() is None and not moment(time.monotonic() - began, set(temporaries(folder)) - old):
-        time.sleep(POLL)
-    killed = process.poll() is None
-    process.kill()
-    process.wait()
+    with none_outlives(process):
+        while process.poll() is None and not moment(time.monotonic() - began, set(temporaries(folder)) - old):
+            time.sleep(POLL)
+        killed = process.poll() is None
     process.stdout.close()  # not to its end: idle workers of joblib hold it for minutes
     process.stderr.close()
     return {"killed": killed, "done": stages_done(folder), "inside": temporaries(folder)}

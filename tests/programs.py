@@ -30,7 +30,7 @@ def start(*arguments, program="main.py", cwd=None, **kwargs):
 
 def run(*arguments, program="main.py", cwd=None, **kwargs):
     process = start(*arguments, program=program, cwd=cwd, **kwargs)
-    (stdout, stderr), *_ = outputs(process)
+    ((stdout, stderr),) = outputs(process)
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
