@@ -309,14 +309,15 @@ def _store_all(
 ) -> list[Stored]:
     """Find each scan's entry, and read or make those of which nothing is known; what is known then is written."""
     known = MeasuredVolumes(folder)
+    find = partial(find_entry, folder=folder, preprocessing=preprocessing)
+    in_threads = Parallel(n_jobs=jobs, backend="threading")  # a hash of a file needs no process of its own
+    stored = in_threads(delayed(try_scan)(find, opened) for opened in stored)
+    stored = [replace(result, measured=known.get(result.entry)) for result in stored]
+    missing = [row for row, result in enumerate(stored) if not (result.measured or result.error)]
+    store = partial(store_entry, preprocessing=preprocessing)
     with workers(scheduler) as portable:
-        find = portable(partial(try_scan, partial(find_entry, folder=folder, preprocessing=preprocessing)))
-        here = {"backend": "threading"} if scheduler is None else {}  # a hash of a file needs no process of its own
-        stored = Parallel(n_jobs=jobs, **here)(delayed(find)(result) for result in stored)
-        stored = [replace(result, measured=known.get(result.entry)) for result in stored]
-        missing = [row for row, result in enumerate(stored) if not (result.measured or result.error)]
-        store = portable(partial(try_scan, partial(store_entry, preprocessing=preprocessing)))
-        done = Parallel(n_jobs=jobs, return_as="generator")(delayed(store)(stored[row]) for row in missing)
+        tasks = (delayed(portable(partial(try_scan, store, stored[row])))() for row in missing)
+        done = Parallel(n_jobs=jobs, return_as="generator")(tasks)
         bar = tqdm(done, total=len(missing), desc="preprocessing", unit="scan", disable=not missing)
         for row, result in zip(missing, bar, strict=True):
             stored[row] = result

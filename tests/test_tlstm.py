@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from feature_tables import feature_table
 from lifelines import CoxPHFitter
 from samples import naive_loss, random_table, survival_data
 
@@ -599,6 +600,19 @@ def test_help_needs_no_tensorflow():
 
 
 # ---- That recurrence works ---------------------------------------------------------------------------
+def test_what_another_setting_does_not_make_is_removed(rng, tmp_path, monkeypatch):
+    """With LANDMARKS there are no predictions by visit: those of a run without must not be told as this one's."""
+    monkeypatch.setattr(tlstm, "log_to", lambda path: None)
+    tables.write_table(feature_table(60, rng, "s"), tmp_path / "t.csv")
+    quick = dict(FEATURES=tmp_path / "t.csv", OUTPUT_DIR=tmp_path / "o", NUM_SEEDS=1, HIDDEN=4, TLSTM_EPOCHS=2)
+    quick |= dict(COMPONENTS=(0,), PENALTIES=(0.1,), NUM_RESAMPLES=100)
+    tlstm.run(Config(**quick))
+    assert (tmp_path / "o" / "tlstm" / "by_visit.csv").exists()
+    tlstm.run(Config(**quick, LANDMARKS=(1.0,)))
+    assert not (tmp_path / "o" / "tlstm" / "by_visit.csv").exists()
+    assert set(pd.read_csv(tmp_path / "o" / "tlstm" / "predictions.csv")["landmark"]) == {1.0}
+
+
 def gain_over_last_values(slope_effect):
     """Mean C over folds, ours minus the ridge Cox on the last values."""
     table, columns = slope_table(600, slope_effect=slope_effect, seed=0), ["marker", "noise"]

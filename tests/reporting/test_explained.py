@@ -140,6 +140,24 @@ def test_a_background_larger_than_the_training_part_is_reported(explanations, ca
     assert "the training part has only 8 scans of 100" in caplog.text
 
 
+@pytest.mark.parametrize(("shift", "told"), [(0.0, True), (-28.0, False), (-200.0, True)])
+def test_regions_without_sides_are_told(explanations, cohort, caplog, shift, told):
+    """The brain fills a box of 64 mm, whose corner or middle lies at x = 0, or which lies elsewhere."""
+    cohort.cache.grid.affine[0, 3] = shift
+    names = explanations().regions.names.values()
+    assert ("no region is called left or right" in caplog.text) == told
+    assert any(name.startswith(("left", "right")) for name in names) != told
+
+
+@pytest.mark.parametrize("scans", [0, 3])
+def test_regions_have_shapley_values_if_they_are_asked_for(explanations, monkeypatch, scans):
+    engine = SimpleNamespace(ExplainSettings=dict, Space=lambda *_: None, explain_scan=lambda *given: given)
+    monkeypatch.setitem(sys.modules, "explain", engine)
+    run = explanations(f"--SHAPLEY_BACKGROUND={scans}")
+    *_, settings, _ = run._make_maps(run.test.iloc[0])
+    assert settings["shapley_background"] == scans and settings["num_gradients"] == run.config.SHAP_NSAMPLES
+
+
 def test_a_history_is_explained_from_its_visits_without_the_paths(explanations, cohort, monkeypatch):
     import attribution.gradients
     import tlstm
