@@ -70,6 +70,11 @@ def test_a_stage_depends_on_every_setting_that_its_models_read(stage, read):
     assert set(TABLE_STAGES[stage].settings) <= set(read_config().model_dump())
 
 
+def test_every_stage_is_done_by_a_function_of_stage_2():
+    for name in ("tlstm", "cv"):
+        assert callable(getattr(tlstm, TABLE_STAGES[name].function)) and TABLE_STAGES[name].name == name
+
+
 @pytest.mark.parametrize(
     "change",
     [
