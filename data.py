@@ -71,9 +71,10 @@ class Cohort:
     def fingerprint(self) -> str:
         """A hash of the tables and the volumes, wherever they lie."""
         rows = [part.drop(columns=["nifti_path", "cache_entry"]) for part in self.parts.values()]
+        names = [name for name in rows[0].columns if name not in tables.OUR_COLUMNS]  # of the covariates
         hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
         entries = [Path(entry).name for name in PARTS for entry in self.parts[name]["cache_entry"]]
-        return fingerprint(*hashes, *entries)
+        return fingerprint(*names, *hashes, *entries)
 
     def truth_table(self) -> Path | None:
         """`truth.csv` of the simulated cohort; None if the truth is not known."""

@@ -1,7 +1,8 @@
 """Stage 2: a time-aware LSTM over a subject's visits gives a log-hazard and survival curves.
 
-    python tlstm.py                                      the features of the last run
-    python tlstm.py --FEATURES table.csv --FOLDS 5 --REPEATS 3 --LANDMARKS 0,3,5 --WINDOWS 7,5,3
+    python tlstm.py                                                  the features of the last run
+    python tlstm.py --FEATURES table.csv --OUTPUT_DIR outputs-table  any table of visits
+    python tlstm.py --FEATURES table.csv --OUTPUT_DIR outputs-table --FOLDS 5 --LANDMARKS 0,3,5 --WINDOWS 7,5,3
 
 All PyTorch is here. It reads from top to bottom: network, loss, fit, saved model, command line. A higher log-hazard
 means an earlier event. Times are years.

@@ -343,7 +343,7 @@ class Inlined:
 
 # ---- The page --------------------------------------------------------------------------------------------
 def _missing(run: RunFolder) -> Iterator[str]:
-    """The parts of the page that this run has no files for; a run on a table has one of two, and no scans."""
+    """The parts of the page that a run on scans has no files for; a run on a table is asked for none of them."""
     if run.is_of_table:
         return
     if not run.record:

@@ -52,10 +52,11 @@ class TableRecord(Record):
         return self.folder / folder / fingerprint(json.dumps(self.needs(name), sort_keys=True))
 
     def finish(self, name: str, known: StageRecord) -> None:
-        """As `Record.finish`; what a stopped stage goes on from is removed."""
+        """As `Record.finish`; after the report, the last stage, what a stopped one goes on from is removed."""
         super().finish(name, known)
-        for folder in self.plan[name].removes:
-            remove(self.folder / folder)
+        if self.plan[name].always:
+            for folder in (folder for stage in self.plan.values() for folder in stage.removes):
+                remove(self.folder / folder)
 
     def refuse_changes(self) -> None:
         """As `Record.refuse_changes`; refuse a folder whose other results are of another table, too.

@@ -10,7 +10,7 @@ FILES = {path.stem for path in ROOT.glob("*.py")}  # what the user opens
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 ROOMS = FILES | PACKAGES
 PROGRAMS = {"main", "predict"}  # may import anything; nothing imports them
-BOTH = {"tlstm"}  # programs that others import, too: only their function `main` may import anything
+ALSO_PROGRAMS = {"tlstm"}  # others import them; their function `main` alone may import anything
 _MAY_IMPORT = {
     "runs": "",
     "model": "",
@@ -57,9 +57,11 @@ def tree_of(module):
 def imports_of(module):
     """Every import of a module of ours; `from survival import cox` imports both `survival` and `survival.cox`.
 
-    The function `main` of those in BOTH is left out: `imported_by_main` has its imports.
+    The function `main` of those in ALSO_PROGRAMS is left out: `imported_by_main` has its imports.
     """
-    return _imports_within([node for node in tree_of(module).body if not _is_main(node) or module not in BOTH], module)
+    return _imports_within(
+        [node for node in tree_of(module).body if not _is_main(node) or module not in ALSO_PROGRAMS], module
+    )
 
 
 def imported_by_main(module):

@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 from house import (
-    BOTH,
+    ALSO_PROGRAMS,
     FILES,
     MAY_IMPORT,
     MODULES,
@@ -102,7 +102,7 @@ def test_nothing_imports_a_program():
     assert importers <= PROGRAMS
 
 
-@pytest.mark.parametrize("module", sorted(BOTH))
+@pytest.mark.parametrize("module", sorted(ALSO_PROGRAMS))
 def test_a_program_that_others_import_imports_the_page_only_as_it_ends(module):
     """Within its function `main`, so that importing the module, or `--help`, does not load what draws the page."""
     imported = imported_by_main(module)

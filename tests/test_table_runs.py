@@ -116,7 +116,10 @@ def test_a_cross_validation_leaves_the_same_and_stands_beside_a_run(both):
     assert "From year 0.5, over 2 years" in cv["page"] and 'id="cv_curves"' in cv["page"]
     assert "tlstm: LANDMARKS unset" in cv["page"]  # the settings below are those of the cross-validation
     assert set(cv["metrics"]) == {"tlstm", "baselines", "cv"}
-    assert {*OF_CV} <= cv["left"] and not any("backup" in name for name in cv["left"])
+    assert set(cv["metrics"]["cv"]) == {"0.5+2", "1+1.5"}
+    assert set(cv["metrics"]["cv"]["1+1.5"]) == {*MODELS, "difference"}
+    assert set(cv["metrics"]["cv"]["1+1.5"]["difference"]) == set(MODELS) - {"tlstm"}
+    assert {name for name in cv["left"] if name.startswith("cv/")} == set(OF_CV)
 
 
 def test_every_models_predictions_of_the_held_out_subjects_are_written(both):
@@ -137,6 +140,8 @@ def test_a_run_at_landmarks_is_compared_and_drawn_at_each(finished):
     metrics = read(finished / "o" / "metrics.json")
     assert "Predicted at year 0.5" in out and "Predicted at year 1\n" in out
     assert set(metrics) == {"landmarks", "cv"}  # no figure of the run before
+    assert set(metrics["landmarks"]) == {"0.5", "1"}
+    assert set(pd.read_csv(finished / "o" / "tlstm" / "predictions.csv")["landmark"]) == {0.5, 1.0}
     assert set(metrics["landmarks"]["1"]["baselines"]) == {"baseline_cox", "locf_cox", "linear_supermodel"}
     assert not (finished / "o" / "tlstm" / "by_visit.csv").exists()
     drawn = {path.stem for path in (finished / "o" / "figures").iterdir()}

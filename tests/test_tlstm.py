@@ -507,31 +507,6 @@ def run_here(*arguments):
     return tlstm.main([str(argument) for argument in (*arguments, *QUICK_ARGUMENTS)])
 
 
-def test_a_table_alone_is_split_and_predicted_at_landmarks(rng, tmp_path):
-    tables.write_table(random_table(rng, num_subjects=60), tmp_path / "t.csv")
-    assert run_here("--FEATURES", tmp_path / "t.csv", "--OUTPUT_DIR", tmp_path / "o", "--LANDMARKS", "0.5,1") == 0
-    assert set(json.loads((tmp_path / "o" / "metrics.json").read_text())["landmarks"]) == {"0.5", "1"}
-    assert set(pd.read_csv(tmp_path / "o" / "tlstm" / "predictions.csv")["landmark"]) == {0.5, 1.0}
-
-
-def test_a_cross_validation_writes_its_folder_and_prints_a_table(rng, tmp_path, capsys):
-    tables.write_table(random_table(rng, num_subjects=60), tmp_path / "t.csv")
-    code = run_here(
-        *("--FEATURES", tmp_path / "t.csv", "--OUTPUT_DIR", tmp_path / "o", "--FOLDS", 2),
-        *("--LANDMARKS", "0.5,1", "--WINDOWS", "2,1.5"),
-    )
-    assert code == 0
-    metrics = json.loads((tmp_path / "o" / "metrics.json").read_text())["cv"]
-    models = {"tlstm", "baseline_cox", "locf_cox", "linear_supermodel", "lstm"}
-    assert set(metrics) == {"0.5+2", "1+1.5"}
-    assert set(metrics["1+1.5"]) == models | {"difference"}
-    assert set(metrics["1+1.5"]["difference"]) == models - {"tlstm"}
-    assert "tlstm - locf_cox" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "o" / "cv").iterdir()} == {
-        *("figures.csv", "history.csv", "predictions.csv", "curves.png")
-    }
-
-
 def bad_tables(table):
     """Tables that are refused, by a part of the message."""
     no_event = table.assign(event=False)

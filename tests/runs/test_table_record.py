@@ -70,6 +70,11 @@ def test_a_stage_depends_on_every_setting_that_its_models_read(stage, read):
     assert set(TABLE_STAGES[stage].settings) <= set(read_config().model_dump())
 
 
+def test_every_stage_is_done_by_a_function_of_stage_2():
+    for name in ("tlstm", "cv"):
+        assert callable(getattr(tlstm, TABLE_STAGES[name].function)) and TABLE_STAGES[name].name == name
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -169,7 +174,7 @@ def test_the_record_says_what_a_scans_run_says_but_for_the_grid(record, tmp_path
 
 
 # ---- What a stopped stage goes on from ---------------------------------------------------------------------
-def test_what_a_stopped_stage_goes_on_from_stays_until_its_end_or_a_change(record, table):
+def test_what_a_stopped_stage_goes_on_from_stays_until_the_report_or_a_change(record, table):
     folder = record().backup("cv")
     others = [record("--SEED=1"), record("--WINDOWS=2"), record("--REPEATS=2"), record(table=table.assign(lab=1.0))]
     assert len({folder, *(other.backup("cv") for other in others)}) == 5
@@ -184,4 +189,7 @@ def test_what_a_stopped_stage_goes_on_from_stays_until_its_end_or_a_change(recor
         others[0].backup("cv").mkdir(parents=True)
         raise KeyboardInterrupt
     do(record("--SEED=1"))
+    with record("--SEED=1").running("cv"):
+        assert others[0].backup("cv").is_dir()  # stopped while the page was written
+    record("--SEED=1").finish("report", {"done": True})
     assert not folder.parent.exists()
