@@ -514,3 +514,16 @@ def test_volumes_that_are_not_finite_are_named_and_made_anew(cohort_on_disk, tmp
 def test_an_error_that_has_nothing_to_do_with_lost_volumes_stays(cohort_on_disk):
     with pytest.raises(InputError, match="another"), cohort_on_disk.naming_lost_volumes():
         raise InputError("another")
+
+
+def fingerprint_of(cohort, **columns):
+    """With further columns of the table, and the columns of paths."""
+    parts = {name: part.assign(nifti_path="", **columns) for name, part in cohort.parts.items()}
+    return replace(cohort, parts=parts).fingerprint()
+
+
+def test_a_covariate_that_changes_its_name_or_its_values_is_another_input(cohort_on_disk):
+    same = fingerprint_of(cohort_on_disk, age=70.0, sex="F")
+    assert same == fingerprint_of(cohort_on_disk, age=70.0, sex="F")
+    others = [{"age": 71.0, "sex": "F"}, {"years": 70.0, "sex": "F"}, {"age": 70.0, "gender": "F"}, {"age": 70.0}]
+    assert same not in {fingerprint_of(cohort_on_disk, **columns) for columns in others}
