@@ -26,7 +26,7 @@ def test_no_reader_raises_anything_but_its_own_error(tmp_path, capsys):
     outcomes = fuzz.run(400, seed=1, bug_folder=tmp_path / "bugs")
     assert all(counts["bug"] == 0 for counts in outcomes.values()), capsys.readouterr().out
     assert len(outcomes) == 22 and all(counts["refused"] for counts in outcomes.values())
-    assert outcomes["NIfTI"]["accepted"] and outcomes["feature table"]["accepted"]
+    assert outcomes["NIfTI"]["accepted"] and outcomes["tables with marks"]["accepted"]
 
 
 def refuse(path):
