@@ -43,6 +43,6 @@ def test_outputs_and_their_weighted_gradient(rng):
         tape.watch(given := tf.constant(volumes))
         total = tf.reduce_sum(tf.concat(feature_model(model)(given, training=False), axis=1) * weights)
     expected = tape.gradient(total, given).numpy()
-    np.testing.assert_allclose(gradient, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(gradient, expected, atol=1e-3 * np.abs(expected).max())  # of float32, on any processor
     alone = gradient_of_weighted_outputs(volumes[1:], weights[1:])[0]
     np.testing.assert_allclose(alone, gradient[1], atol=1e-5)  # each volume by itself
