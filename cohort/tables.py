@@ -254,7 +254,8 @@ def _read_checked(
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
     problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit, reading.event_names)
     if "event" in table:
-        left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
+        with np.errstate(over="ignore"):  # a time that is too long is named
+            left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
         table, faults = without_late_visits(table, left, path, drop=reading.late_visits == "drop")
         problems += faults
     problems += _contradictions(table) + _parse_features(table)

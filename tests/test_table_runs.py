@@ -87,7 +87,9 @@ def test_a_run_leaves_its_record_and_page_and_prints_its_result(both):
     folder, single, _ = both
     assert {"config.json", "run.log", "metrics.json", "report.html", "figures/calibration.svg"} <= single["left"]
     assert {"splits/train.csv", "splits/val.csv", "splits/test.csv", "tlstm/predictions.csv"} <= single["left"]
-    assert set(single["metrics"]) == {"tlstm", "baselines"} and set(single["metrics"]["baselines"]) == {"covariates"}
+    assert set(single["metrics"]) == {"tlstm", "baselines", "columns"} and set(single["metrics"]["baselines"]) == {
+        "covariates"
+    }
     for words in ("history (T-LSTM)", "covariates", "test subjects", f"Everything is in {folder / 'o'}; begin with"):
         assert words in single["out"]
     log = (folder / "o" / "run.log").read_text()
@@ -115,7 +117,7 @@ def test_a_cross_validation_leaves_the_same_and_stands_beside_a_run(both):
     assert "tlstm - locf_cox" in cv["out"] and f"begin with {folder / 'o' / 'report.html'}" in cv["out"]
     assert "From year 0.5, over 2 years" in cv["page"] and 'id="cv_curves"' in cv["page"]
     assert "tlstm: LANDMARKS unset" in cv["page"]  # the settings below are those of the cross-validation
-    assert set(cv["metrics"]) == {"tlstm", "baselines", "cv"}
+    assert set(cv["metrics"]) == {"tlstm", "baselines", "cv", "columns"}
     assert set(cv["metrics"]["cv"]) == {"0.5+2", "1+1.5"}
     assert set(cv["metrics"]["cv"]["1+1.5"]) == {*MODELS, "difference"}
     assert set(cv["metrics"]["cv"]["1+1.5"]["difference"]) == set(MODELS) - {"tlstm"}
@@ -139,7 +141,7 @@ def test_a_run_at_landmarks_is_compared_and_drawn_at_each(finished):
     assert code == 0, err
     metrics = read(finished / "o" / "metrics.json")
     assert "Predicted at year 0.5" in out and "Predicted at year 1\n" in out
-    assert set(metrics) == {"landmarks", "cv"}  # no figure of the run before
+    assert set(metrics) == {"landmarks", "cv", "columns"}  # no figure of the run before
     assert set(metrics["landmarks"]) == {"0.5", "1"}
     assert set(pd.read_csv(finished / "o" / "tlstm" / "predictions.csv")["landmark"]) == {0.5, 1.0}
     assert set(metrics["landmarks"]["1"]["baselines"]) == {"baseline_cox", "locf_cox", "linear_supermodel"}
@@ -198,7 +200,9 @@ def test_the_record_of_a_scans_run_stays_as_it_is(rng, tmp_path):
     record = (scans_run(tmp_path) / "config.json").read_bytes()
     assert tlstm.main([f"--OUTPUT_DIR={tmp_path}", *QUICK]) == 0
     assert (tmp_path / "config.json").read_bytes() == record
-    assert set(read(tmp_path / "metrics.json")) == {"cnn", "tlstm"} and not (tmp_path / "report.html").exists()
+    assert (
+        set(read(tmp_path / "metrics.json")) == {"cnn", "tlstm", "columns"} and not (tmp_path / "report.html").exists()
+    )
 
 
 # ---- How a cross-validation goes on -----------------------------------------------------------------------

@@ -575,15 +575,15 @@ def test_help_needs_no_tensorflow():
 
 
 # ---- That recurrence works ---------------------------------------------------------------------------
-def test_what_another_setting_does_not_make_is_removed(rng, tmp_path, monkeypatch):
+def test_what_another_setting_does_not_make_is_removed(rng, tmp_path):
     """With LANDMARKS there are no predictions by visit: those of a run without must not be told as this one's."""
-    monkeypatch.setattr(tlstm, "log_to", lambda path: None)
+    (tmp_path / "o").mkdir()
     tables.write_table(feature_table(60, rng, "s"), tmp_path / "t.csv")
     quick = dict(FEATURES=tmp_path / "t.csv", OUTPUT_DIR=tmp_path / "o", NUM_SEEDS=1, HIDDEN=4, TLSTM_EPOCHS=2)
     quick |= dict(COMPONENTS=(0,), PENALTIES=(0.1,), NUM_RESAMPLES=100)
-    tlstm.run(Config(**quick))
+    tlstm.run(Config(**quick), 1)
     assert (tmp_path / "o" / "tlstm" / "by_visit.csv").exists()
-    tlstm.run(Config(**quick, LANDMARKS=(1.0,)))
+    tlstm.run(Config(**quick, LANDMARKS=(1.0,)), 1)
     assert not (tmp_path / "o" / "tlstm" / "by_visit.csv").exists()
     assert set(pd.read_csv(tmp_path / "o" / "tlstm" / "predictions.csv")["landmark"]) == {1.0}
 

@@ -25,7 +25,14 @@ def here(tmp_path, monkeypatch):
 
 def test_a_program_reads_the_settings_that_it_was_given(here):
     (here / "some.py").write_text(TELLS)
-    settings = read_config(["--EXPLAIN=a b,it's", "--HORIZONS=1,2.5", "--OUTPUT_DIR=out puts", "--RESAMPLE=on"])
+    arguments = [
+        "--EXPLAIN=a b,it's",
+        "--HORIZONS=1,2.5",
+        "--OUTPUT_DIR=out puts",
+        "--RESAMPLE=on",
+        "--COHORT_CSV=c.csv",
+    ]
+    settings = read_config(arguments)
     processes.run_program("some.py", settings.model_dump(mode="json", exclude_none=True))
     assert read_config(json.loads((here / "told.json").read_text())) == settings
 
