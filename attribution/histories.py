@@ -179,7 +179,7 @@ def group_shapley(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
 
 def input_groups(prepare: Preparation) -> list[str]:
     """(P,) the group that each of stage 2's inputs belongs to."""
-    known = {"log_hazard": "log-hazard of the scan"}
+    known = {"log_hazard": "log-hazard of the scan", "progress": "progress of the scan"}
     values = [known.get(name, "covariates") for name in prepare.columns if not IMAGE_FEATURE.fullmatch(name)]
     values += ["image components"] * len(prepare.components)
     times = ["times of the visits"] * 2

@@ -39,6 +39,7 @@ STAGES: dict[StageName, Stage] = {
                     "VISIT_ORDER_WEIGHT",
                     "BATCH_SIZE",
                     "RISK_SET",
+                    "PROGRESS",
                     "LEARNING_RATE",
                     "LR_SCHEDULE",
                     "WARMUP_EPOCHS",
