@@ -141,16 +141,15 @@ def chunk_size(volume: np.ndarray) -> int:
 
 @functools.lru_cache(maxsize=1)
 def trace_outputs(
-    model: keras.Model, progress: np.ndarray | None = None
+    model: keras.Model,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     """Trace what stage 1 hands to stage 2, and the gradient of any weighted sum of it.
 
     Args:
         model: of `model.build_model`.
-        progress: (X, Y, Z) weights of the map of progress; None: there is none.
     Returns:
-        `outputs`: (B, X, Y, Z, 1) -> (B, C): the features, the log-hazard and, if there is one, progress (years).
-        `gradient_of_weighted_outputs`: (B, X, Y, Z, 1) and weights (B, C) -> (B, X, Y, Z, 1), the gradient of each
+        `outputs`: (B, X, Y, Z, 1) -> (B, F + 1), the F features, then the log-hazard.
+        `gradient_of_weighted_outputs`: (B, X, Y, Z, 1) and weights (B, F + 1) -> (B, X, Y, Z, 1), the gradient of each
         volume's own weighted sum of outputs.
     """
     forward = _with_folded_stem(feature_model(model))
@@ -158,10 +157,7 @@ def trace_outputs(
 
     @tf.function(input_signature=[volumes_like])
     def joined(volumes: tf.Tensor) -> tf.Tensor:
-        outputs = [tf.cast(output, tf.float32) for output in forward(volumes)]
-        if progress is not None:
-            outputs.append(tf.tensordot(volumes[..., 0], tf.constant(progress, tf.float32), 3)[:, None])
-        return tf.concat(outputs, axis=1)
+        return tf.concat([tf.cast(output, tf.float32) for output in forward(volumes)], axis=1)
 
     @tf.function(input_signature=[volumes_like, tf.TensorSpec((None, None), tf.float32)])
     def gradient(volumes: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

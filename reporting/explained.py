@@ -118,16 +118,16 @@ class Explanations:
 
         until = self.test.iloc[: row + 1]
         visits = until[until["subject"] == self.test["subject"].iloc[row]]
-        outputs, gradient_of_weighted_outputs = trace_outputs(self.model, self.progress)
+        outputs, gradient_of_weighted_outputs = trace_outputs(self.model)
         names = [f"feature_{number + 1}" for number in range(self.model.get_layer("features").output.shape[-1])]
-        names += ["log_hazard"] if self.progress is None else ["log_hazard", "progress"]
+        image_stage = ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs)
         train = read_predictions(self.folder / "tlstm" / "predictions.csv")["train"]
         return explain_history(
             load(self.folder / "tlstm"),
             visits.drop(columns=PATH_COLUMNS),
             load_volumes(visits["cache_entry"].to_list()),
             self.background,
-            image_stage=ImageStage(names, outputs, gradient_of_weighted_outputs),
+            image_stage=image_stage if self.progress is None else image_stage.with_progress(self.progress),
             expected=float(train["log_hazard"].mean()),
             settings=HistorySettings(self.regions, self.config.HORIZONS, self.config.SEED),
         )

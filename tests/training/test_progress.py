@@ -1,4 +1,4 @@
-"""Progress: a map learned from time alone, each subject left out exactly, and what a drifting scanner may not change."""
+"""Progress: learned from time alone, each subject left out exactly, and what a drifting scanner may not change."""
 
 import numpy as np
 import pandas as pd
