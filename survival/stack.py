@@ -8,8 +8,8 @@ Shapes: N subjects, M visits, R landmark rows, P inputs, C candidates of an arm,
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,6 @@ ARMS = ("link", "rich_link", "boosted")
 MOST_TREES, TREES_APART = 150, 10  # of the boosted arm, and between the numbers that are tried
 LEAST_GAIN = 4.0  # twice the events times the held-out gain per event: a stack that gains less is not used
 FOLDS = 5  # of the subjects, each held out once
-logger = logging.getLogger(__name__)
 
 
 # ---- The arms ------------------------------------------------------------------------------------
@@ -162,15 +161,15 @@ def fit_arms(
     Returns:
         The arms; (R, A) their log-hazards of the table's own landmark rows, each from subjects without it.
     """
-    options = {"grid": grid, "components": components, "penalties": penalties, "ties": ties}
-    whole = _Candidates.fit(table, columns, **options)
+    fit = partial(_Candidates.fit, columns=columns, grid=grid, components=components, penalties=penalties, ties=ties)
+    whole = fit(table)
     rows = Histories.of(table, whole.prepare, grid).landmarks
     held_out = {name: np.empty((len(every), len(rows))) for name, every in whole(table, grid).items()}
     of_table = table["subject"].to_numpy(str)
     subjects, event = np.unique(of_table), table.groupby("subject")["event"].first().to_numpy(bool)
     for fold in inner_folds(event, FOLDS, np.random.default_rng(seed)):
         is_out = np.isin(of_table, subjects[fold])
-        others = _Candidates.fit(table[~is_out].reset_index(drop=True), columns, **options)
+        others = fit(table[~is_out].reset_index(drop=True))
         for name, log_hazards in others(table[is_out].reset_index(drop=True), grid).items():
             held_out[name][:, fold[rows.subject]] = log_hazards
     sets, num_events = landmark_sets(rows, ties), len(np.unique(rows.subject[rows.event]))
