@@ -140,16 +140,17 @@ class Pipeline:
     # ---- The stages, by their function in the table STAGES -----------------------------------------
 
     def train(self) -> None:
-        """Stage 1: train the network; the best epoch on validation is kept in `cnn`."""
+        """Stage 1: train the network, whose best epoch on validation is kept in `cnn`, and learn progress."""
         folder = self.folder / "cnn"
         self.stage1.train(self.cohort.parts, folder)
+        self.stage1.learn_progress(self.cohort.parts["train"], folder)
         write_events(folder)
 
     def extract_features(self) -> None:
         """Write the features and the log-hazard of every scan of every part."""
         config = self.config
         self.stage1.load(self.folder / "cnn")
-        features = {name: self.stage1.features(self.cohort.parts[name]) for name in PARTS}
+        features = {name: self.stage1.features(self.cohort.parts[name], learned=name == "train") for name in PARTS}
         if config.CROSS_FIT:
             folder = self.folder / "cnn" / "crossfit"
             features["train"] = crossfit.cross_fit(
@@ -166,7 +167,8 @@ class Pipeline:
 
     def explain(self) -> None:
         """Write SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
-        Explanations(self.config, self.cohort, self.stage1.load(self.folder / "cnn")).write()
+        model, progress = self.stage1.load(self.folder / "cnn"), self.stage1.progress
+        Explanations(self.config, self.cohort, model, progress.weights if progress is not None else None).write()
 
     def report(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""

@@ -38,6 +38,21 @@ class ImageStage:
     gradient_of_weighted_outputs: Callable[[np.ndarray, np.ndarray], np.ndarray]
     # (B, X, Y, Z, 1) and weights (B, C) -> (B, X, Y, Z, 1): d (weighted sum of a volume's outputs) / d voxel
 
+    def with_progress(self, weights: np.ndarray) -> "ImageStage":
+        """The same with one more output, `progress` (years): the sum of these weights (X, Y, Z) times the volume."""
+        weights = weights[..., None]  # (X, Y, Z, 1)
+
+        def outputs(volumes: np.ndarray) -> np.ndarray:
+            """Those of the network, then progress."""
+            return np.concatenate([self.outputs(volumes), np.tensordot(volumes, weights, 4)[:, None]], axis=1)
+
+        def gradient(volumes: np.ndarray, of_outputs: np.ndarray) -> np.ndarray:
+            """That of the network, and the weights: progress is linear."""
+            of_network = self.gradient_of_weighted_outputs(volumes, of_outputs[:, :-1])
+            return of_network + of_outputs[:, -1].reshape(-1, 1, 1, 1, 1) * weights
+
+        return ImageStage([*self.names, "progress"], outputs, gradient)
+
 
 @dataclass(frozen=True)
 class HistorySettings:
@@ -179,7 +194,7 @@ def group_shapley(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
 
 def input_groups(prepare: Preparation) -> list[str]:
     """(P,) the group that each of stage 2's inputs belongs to."""
-    known = {"log_hazard": "log-hazard of the scan"}
+    known = {"log_hazard": "log-hazard of the scan", "progress": "progress of the scan"}
     values = [known.get(name, "covariates") for name in prepare.columns if not IMAGE_FEATURE.fullmatch(name)]
     values += ["image components"] * len(prepare.components)
     times = ["times of the visits"] * 2

@@ -107,10 +107,11 @@ class Explanations:
         config: of the run; stage 2 has left its predictions and its model in OUTPUT_DIR.
         cohort: of the run; its volumes are (X, Y, Z) voxels of `cohort.cache.grid`.
         model: the trained network of stage 1.
+        progress: (X, Y, Z) weights of its map of progress; None: PROGRESS was off.
     """
 
-    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model"):
-        self.config, self.cohort, self.model = config, cohort, model
+    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model", progress: np.ndarray | None = None):
+        self.config, self.cohort, self.model, self.progress = config, cohort, model, progress
         self.folder, self.test = config.OUTPUT_DIR, cohort.parts["test"]
         self.background = self._draw_background()
         self.regions = self._make_regions()
@@ -163,13 +164,14 @@ class Explanations:
         visits = until[until["subject"] == self.test["subject"].iloc[row]]
         outputs, gradient_of_weighted_outputs = trace_outputs(self.model)
         names = [f"feature_{number + 1}" for number in range(self.model.get_layer("features").output.shape[-1])]
+        image_stage = ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs)
         train = read_predictions(self.folder / "tlstm" / "predictions.csv")["train"]
         return explain_history(
             load(self.folder / "tlstm"),
             visits.drop(columns=PATH_COLUMNS),
             load_volumes(visits["cache_entry"].to_list()),
             self.background,
-            image_stage=ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs),
+            image_stage=image_stage if self.progress is None else image_stage.with_progress(self.progress),
             expected=float(train["log_hazard"].mean()),
             settings=HistorySettings(self.regions, self.config.HORIZONS, self.config.SEED),
         )

@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
             function="train",
             needs=(),
             makes=("cnn",),
-            results=("cnn/best.weights.h5",),
+            results=("cnn/best.weights.h5", "cnn/progress.npz"),
             settings=(
                 *("SEED", "TARGET_SHAPE", "RESAMPLE", "REFERENCE", "WIDTH", "NORM", "PRECISION", "DROPOUT_RATE"),
                 *(
@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
                     "VISIT_ORDER_WEIGHT",
                     "BATCH_SIZE",
                     "RISK_SET",
+                    "PROGRESS",
                     "LEARNING_RATE",
                     "LR_SCHEDULE",
                     "WARMUP_EPOCHS",

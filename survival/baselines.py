@@ -4,6 +4,7 @@ Each model gives tables of predictions like stage 2's: a row a subject, predicte
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,8 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     """Fit penalised Cox models on what each subject's visits give, and predict with them.
 
     `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first, if it is there.
+    `cox_level_and_pace`: that log-hazard, and the change of progress a year, if there is progress.
+    `cox_progress_slope`: progress of the last scan, and its change a year, likewise.
     `elastic_net_features`: principal components of the last scan's features, if there are any.
     `covariates`: the table's own columns at the last visit, text as columns of 0 and 1, if there are any.
 
@@ -49,8 +52,11 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     """
     columns = feature_columns(features["train"])
     image = [name for name in columns if IMAGE_FEATURE.fullmatch(name)]
-    covariates = [name for name in find_columns(features).used if name not in {*image, "log_hazard"}]
+    covariates = [name for name in find_columns(features).used if name not in {*image, "log_hazard", "progress"}]
     inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope} if "log_hazard" in columns else {}
+    if {"log_hazard", "progress"} <= {*columns}:
+        inputs["cox_level_and_pace"] = partial(last_and_slope, slope_of="progress")
+        inputs["cox_progress_slope"] = partial(last_and_slope, last_of="progress", slope_of="progress")
     if image:
         inputs["elastic_net_features"] = _principal_components(features["train"], image)
     if covariates:
@@ -84,11 +90,13 @@ def predict_from_truth(features: Parts, truth: str | Path, years: np.ndarray) ->
 
 
 # ---- What the Cox models see -----------------------------------------------------------------------
-def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:
-    """Each subject's log-hazard at the last visit, and its change since the first.
+def last_and_slope(table: pd.DataFrame, *, last_of: str = "log_hazard", slope_of: str = "log_hazard") -> pd.DataFrame:
+    """Each subject's value at the last visit, and a change since the first.
 
     Args:
-        table: visits with `log_hazard`, a row a scan.
+        table: visits with these columns, a row a scan.
+        last_of: the column whose last value is taken.
+        slope_of: the column whose change is taken.
     Returns:
         `last`, and `slope` a year (0 with one visit), a row a subject.
     """
@@ -101,8 +109,8 @@ def last_and_slope(table: pd.DataFrame) -> pd.DataFrame:
         .reset_index(drop=True)
     )
     years = last["visit_time"] - first["visit_time"]
-    slope = (last["log_hazard"] - first["log_hazard"]) / years.where(years > 0, 1.0)
-    return pd.DataFrame({"last": last["log_hazard"], "slope": slope})
+    slope = (last[slope_of] - first[slope_of]) / years.where(years > 0, 1.0)
+    return pd.DataFrame({"last": last[last_of], "slope": slope})
 
 
 def _principal_components(train: pd.DataFrame, image: Sequence[str]) -> Inputs:

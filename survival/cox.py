@@ -106,26 +106,52 @@ def cox_derivatives(
     Source: Cox (1972); Efron (1977). Checked against lifelines.
     """
     x = inputs[sets.order]  # (R, P)
-    log_hazard = x @ coefficients  # eta, (R,)
-    largest = np.repeat(np.maximum.reduceat(log_hazard, sets.bounds[:-1]), np.diff(sets.bounds))  # of each stratum
-    weight = np.exp(log_hazard - largest)  # exp(eta_j), scaled so that the largest of a stratum is 1
+    loss, weight, at_risk, total = _weigh(x @ coefficients, sets)
     tied = weight[sets.event]  # (E,)
-    tied_share = sets.fraction * np.bincount(sets.tie, tied, sets.num_ties)[sets.tie]  # f_i sum_D exp(eta_k)
-    at_risk = _running_sum(weight, sets.bounds)[sets.last] - tied_share  # sum_R exp(eta_j) - f_i sum_D exp(eta_k)
-    loss = (np.log(at_risk) + largest[sets.event] - log_hazard[sets.event]).mean()
     # xbar_i, (E, P): the weighted mean input of the rows at risk at each event
     tied_x = np.stack([np.bincount(sets.tie, tied * column, sets.num_ties) for column in x[sets.event].T], axis=1)
     mean = _running_sum(weight[:, None] * x, sets.bounds)[sets.last] - sets.fraction[:, None] * tied_x[sets.tie]
     mean /= at_risk[:, None]
-    # w_j, (R,): the weight of each row, summed over the events at which it is at risk
+    num_events = len(sets.event)
+    gradient = (mean - x[sets.event]).sum(axis=0) / num_events  # 1/E sum_i (xbar_i - x_i)
+    hessian = ((x * total[:, None]).T @ x - mean.T @ mean) / num_events  # 1/E (X' diag(w) X - sum_i xbar_i xbar_i')
+    return loss, gradient, hessian
+
+
+def expected_events(log_hazard: np.ndarray, sets: RiskSets) -> np.ndarray:
+    """How many events each row should have had by the model: its weight, summed over the events it was at risk at.
+
+    The gradient of the summed loss by the log-hazards is this less whether the row had the event.
+
+    Args:
+        log_hazard: (R,) float64, in the order of the rows that `sets` was made from.
+        sets: their risk sets, with an event or more.
+    Returns:
+        (R,) >= 0; they sum to the number of events.
+    """
+    expected = np.empty(len(log_hazard))
+    expected[sets.order] = _weigh(log_hazard[sets.order], sets)[-1]
+    return expected
+
+
+def _weigh(log_hazard: np.ndarray, sets: RiskSets) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """What the loss and its derivatives are made of, for log-hazards eta, (R,) in the order of `sets`.
+
+    Returns:
+        The mean loss per event; (R,) exp(eta_j), scaled so that the largest of a stratum is 1; (E,) their sums over
+        R_i less f_i times their sums over D_i; (R,) each row's weight, summed over the events at which it is at risk.
+    """
+    largest = np.repeat(np.maximum.reduceat(log_hazard, sets.bounds[:-1]), np.diff(sets.bounds))  # of each stratum
+    weight = np.exp(log_hazard - largest)
+    tied = weight[sets.event]  # (E,)
+    tied_share = sets.fraction * np.bincount(sets.tie, tied, sets.num_ties)[sets.tie]  # f_i sum_D exp(eta_k)
+    at_risk = _running_sum(weight, sets.bounds)[sets.last] - tied_share
+    loss = (np.log(at_risk) + largest[sets.event] - log_hazard[sets.event]).mean()
     summed = np.append(_running_sum_from_the_end(1 / at_risk, sets.event_bounds), 0.0)
     end_of_stratum = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
     total = weight * np.where(sets.next_event < end_of_stratum, summed[sets.next_event], 0.0)
     total[sets.event] -= tied * np.bincount(sets.tie, sets.fraction / at_risk, sets.num_ties)[sets.tie]
-    num_events = len(sets.event)
-    gradient = (mean - x[sets.event]).sum(axis=0) / num_events  # 1/E sum_i (xbar_i - x_i)
-    hessian = ((x * total[:, None]).T @ x - mean.T @ mean) / num_events  # 1/E (X' diag(w) X - sum_i xbar_i xbar_i')
-    return float(loss), gradient, hessian
+    return float(loss), weight, at_risk, total
 
 
 def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:

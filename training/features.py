@@ -52,15 +52,19 @@ def make_predict(model: keras.Model, workers: Workers | None = None) -> Predict:
     return predict
 
 
-def feature_table(model: keras.Model, table: pd.DataFrame, *, batch_size: int) -> pd.DataFrame:
+def feature_table(
+    model: keras.Model, table: pd.DataFrame, progress: np.ndarray | None = None, *, batch_size: int
+) -> pd.DataFrame:
     """The feature table of a part.
 
     Args:
         model: of `build_model`, trained.
         table: of the part, with `cache_entry`.
+        progress: (N,) years along the course of these scans; None: there is no such column.
         batch_size: volumes in memory at a time.
     Returns:
-        The table without its files' columns, then `log_hazard` and `feature_1` ... `feature_512` (at width 64).
+        The table without its files' columns, then `log_hazard`, `progress` and `feature_1` ... `feature_512` (at width
+        64).
     Raises:
         InputError: an output is not finite; names the scans.
     """
@@ -81,4 +85,7 @@ def feature_table(model: keras.Model, table: pd.DataFrame, *, batch_size: int) -
     names = [f"feature_{number}" for number in range(1, features.shape[1] + 1)]
     named = pd.DataFrame(features, columns=names, index=table.index)
     table = table.drop(columns=["nifti_path", "cache_entry"])
-    return pd.concat([table, pd.Series(log_hazard, table.index, name="log_hazard"), named], axis=1)
+    table = table.assign(log_hazard=log_hazard)
+    if progress is not None:
+        table = table.assign(progress=progress)
+    return pd.concat([table, named], axis=1)

@@ -1,5 +1,6 @@
 """Stage 1 of a run as one object: build, train, load the network, and read the features of every scan."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from model import build_model
 from training import loop
 from training.devices import Workers, join_training, start_tensorflow
 from training.features import feature_table
+from training.progress import LEAST_TEACHERS, MAP, ProgressMap, count_teachers, fit_progress
 from training.risk_sets import Scans
 from training.steps import Options
 from training.weights import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 class Stage1:
@@ -29,6 +33,7 @@ class Stage1:
         self.config = config
         self.workers: Workers | None = None
         self.model: keras.Model | None = None  # the network that was loaded last
+        self.progress: ProgressMap | None = None  # the map that was loaded with it; None: PROGRESS was off
 
     def join(self) -> Workers:
         """Make this process one of those that train; later calls give the same workers.
@@ -74,25 +79,46 @@ class Stage1:
         options, save_seconds = Options.of(self.config), self.config.SAVE_SECONDS
         loop.train(model, scans, options, folder, workers=workers, save_seconds=save_seconds)
 
+    def learn_progress(self, train: pd.DataFrame, folder: Path) -> None:
+        """Learn the map of progress, unless PROGRESS is off or it is there already; the folder keeps it.
+
+        Where nobody can teach it there is none, and a warning says so.
+
+        Args:
+            train: the training part, a row a scan, with `cache_entry`.
+            folder: of the training.
+        """
+        if self.config.PROGRESS == "off" or not self.join().is_first or (folder / MAP).is_file():
+            return
+        if count_teachers(train) < LEAST_TEACHERS:
+            logger.warning("no progress: it is learned from two visits of %d training subjects or more", LEAST_TEACHERS)
+            return
+        fit_progress(train, show=True).save(folder / MAP)
+
     def load(self, folder: Path) -> keras.Model:
-        """Build the network with the weights that a training has left, and keep it as `model`.
+        """Build the network with the weights that a training has left, and keep it as `model`, and its `progress`.
 
         Args:
             folder: of that training.
         Returns:
             The network, in float32.
         Raises:
-            InputError: names the file of weights that is absent, damaged or of another network.
+            InputError: names the file that is absent, damaged or of another network.
         """
         self.model = self.build()
         load_weights(self.model, folder / loop.BEST_WEIGHTS)
+        self.progress = ProgressMap.load(folder / MAP) if (folder / MAP).is_file() else None
         return self.model
 
-    def features(self, table: pd.DataFrame) -> pd.DataFrame:
+    def features(self, table: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:
         """The feature table of a part, by the network that was loaded last; see `features.feature_table`.
 
         Args:
             table: of the part, a row a scan, with `cache_entry`.
+            learned: the part is the one that `progress` was learned from.
         """
         assert self.model is not None
-        return feature_table(self.model, table, batch_size=self.config.BATCH_SIZE)
+        progress = None
+        if self.progress is not None:
+            progress = self.progress.left_out_of(table) if learned else self.progress(table["cache_entry"])
+        return feature_table(self.model, table, progress, batch_size=self.config.BATCH_SIZE)
