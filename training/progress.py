@@ -101,7 +101,7 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
             LEAST_TEACHERS subjects or more have two.
         show: a bar on stderr.
     Returns:
-        The map.
+        The map; O(N V + N^2) memory.
     """
     entries = train["cache_entry"].to_list()
     codes = np.unique(train["subject"].to_numpy(str), return_inverse=True)[1]
