@@ -141,9 +141,9 @@ class Config(BaseSettings):
     """How the Cox loss treats tied event times."""
     VISIT_ORDER_WEIGHT: NotNegative = 4.0
     """Weight of the loss by which a subject's later scan should not look healthier than an earlier one; 0: off."""
-    PROGRESS: Literal["linear", "off"] = "linear"
+    PROGRESS: Literal["linear", "off"] = "off"
     """A second number for every scan, years along the course, learned from the times between a subject's own visits and
-    no outcome: a linear map of the volume, or none."""
+    no outcome: a linear map of the volume; off: none."""
     BATCH_SIZE: Count = 24
     """Volumes in memory at a time; batch normalisation takes its statistics of so many, and needs 2."""
     RISK_SET: Annotated[int, Field(ge=2)] = 8

@@ -13,7 +13,7 @@ from runs.errors import InputError, raise_if_any
 from runs.files import fingerprint, remove, why_unwritable, write_json
 from runs.manifest import RECORD, RunRecord, StageRecord, content_of, damage_lines, find_damage, list_files, read_record
 from runs.provenance import Provenance, differences, provenance
-from runs.stages import BY_CONTENT, STAGES, Stage
+from runs.stages import AS_BEFORE, BY_CONTENT, STAGES, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Record:
                 continue
             if need in BY_CONTENT and before == self.settings[need]:  # an earlier version compared the paths
                 continue
-            if need.startswith(LEFT_BY) and need not in old:  # an earlier version did not ask
+            if need not in old and (need.startswith(LEFT_BY) or (need, now) in AS_BEFORE):  # of an earlier version
                 continue
             by_name = need == THE_INPUT or need in BY_CONTENT or need.startswith(LEFT_BY)
             changes.append(_in_words(need) if by_name else f"{need} was {before}, is {now}")

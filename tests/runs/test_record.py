@@ -12,7 +12,7 @@ from runs.errors import InputError
 from runs.files import fingerprint, read_json, write_json
 from runs.provenance import differences, provenance
 from runs.record import Record
-from runs.stages import STAGES
+from runs.stages import AS_BEFORE, STAGES
 
 GRID = {"shape": (4, 5, 6), "affine": np.eye(4)}
 
@@ -51,6 +51,22 @@ def test_a_changed_setting_undoes_its_stage_and_those_below(record):
     assert other.changes("tlstm") == ["NUM_SEEDS was 5, is 3"]
     assert not record("--WIDTH=8").is_done("features")
     assert record("--NUM_WORKERS=1", "--STAGES=cnn").is_done("explain")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "other"),
+    [("PROGRESS", "cnn", "linear"), ("SHAPLEY_BACKGROUND", "explain", "2"), ("WINSORISE", "tlstm", "5")],
+)
+def test_a_stage_of_before_there_was_a_setting_stays_done_with_its_results_alone(record, name, stage, other):
+    as_before = f"--{name}={dict(AS_BEFORE)[name]}"
+    do(record(as_before), "cnn", "features", "tlstm", "explain")
+    path = record().path
+    saved = read_json(path)
+    for known in saved["stages"].values():
+        known["needs"].pop(name, None)
+    write_json(path, saved)
+    assert record(as_before).is_done("explain")
+    assert not record(f"--{name}={other}").is_done(stage)
 
 
 def test_a_changed_input_undoes_everything(record):
