@@ -218,7 +218,8 @@ class Record:
                 continue
             if need in BY_CONTENT and before == self.settings[need]:  # an earlier version compared the paths
                 continue
-            if need not in old and (need.startswith(LEFT_BY) or (need, now) in AS_BEFORE):  # of an earlier version
+            of_before = need.startswith(LEFT_BY) or (need in AS_BEFORE and AS_BEFORE[need] == now)
+            if need not in old and of_before:  # an earlier version did not ask
                 continue
             by_name = need == THE_INPUT or need in BY_CONTENT or need.startswith(LEFT_BY)
             changes.append(_in_words(need) if by_name else f"{need} was {before}, is {now}")

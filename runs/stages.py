@@ -10,9 +10,9 @@ from typing import Literal, get_args
 StageName = Literal["cnn", "features", "tlstm", "explain", "report"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order in which they run
 AS_BEFORE = {  # settings with the value that gives what versions without the setting gave: their stages stay done
-    ("PROGRESS", "off"),
-    ("SHAPLEY_BACKGROUND", 0),
-    ("WINSORISE", 0.0),
+    "PROGRESS": "off",
+    "SHAPLEY_BACKGROUND": 0,
+    "WINSORISE": 0.0,
 }
 BY_CONTENT = {"REFERENCE": (), "ATLAS": (".csv",)}  # settings that name a file, and what is read beside it
 

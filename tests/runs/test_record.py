@@ -58,7 +58,7 @@ def test_a_changed_setting_undoes_its_stage_and_those_below(record):
     [("PROGRESS", "cnn", "linear"), ("SHAPLEY_BACKGROUND", "explain", "2"), ("WINSORISE", "tlstm", "5")],
 )
 def test_a_stage_of_before_there_was_a_setting_stays_done_with_its_results_alone(record, name, stage, other):
-    as_before = f"--{name}={dict(AS_BEFORE)[name]}"
+    as_before = f"--{name}={AS_BEFORE[name]}"
     do(record(as_before), "cnn", "features", "tlstm", "explain")
     path = record().path
     saved = read_json(path)

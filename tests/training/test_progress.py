@@ -1,5 +1,7 @@
 """Progress: learned from time alone, each subject left out exactly, and what a drifting scanner may not change."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from scipy import ndimage
 from config import Config
 from runs.errors import InputError
 from training import progress
+from training.devices import Workers
 from training.progress import ProgressMap, count_teachers, fit_progress
 from training.stage1 import Stage1
 
@@ -163,6 +166,8 @@ def test_a_damaged_map_is_refused_by_name(tmp_path, brain, damage):
 def test_without_two_subjects_of_two_visits_there_is_no_progress(tmp_path, caplog, visits):
     table = pd.DataFrame({"subject": np.repeat(["a", "b", "c", "d"], visits)})
     assert count_teachers(table) == sum(np.array(visits) > 1) < 2
-    stage1 = Stage1(Config(TARGET_SHAPE=(16, 16, 16), WIDTH=4), threads=1)
-    stage1.learn_progress(table, tmp_path)
+    stage1 = SimpleNamespace(
+        config=Config(PROGRESS="linear"), join=Workers
+    )  # a real one would set TensorFlow's threads
+    Stage1.learn_progress(stage1, table, tmp_path)
     assert "no progress" in caplog.text and not (tmp_path / "progress.npz").exists()
