@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from survival.estimates import concordance
-from survival.link import landmark_sets
+from survival.link import LinkSettings, landmark_sets
 from survival.stack import ARMS, fit_arms, stack_arms
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -28,7 +28,7 @@ VISITS = (2, 7)
 YEARS = 3.0  # from the first visit to the last, at most
 NOISE = 0.3  # standard deviation of what is measured
 EFFECT = 1.3  # log-hazard for a standard deviation of what drives it
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+SETTINGS = LinkSettings(penalties=(0.01, 0.03, 0.1, 0.3, 1.0), components=(0,), winsorise=0.0, ties="efron")
 
 
 def linear(years: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
@@ -97,7 +97,7 @@ def measure(kind: str, seed: int) -> dict:
     rng = np.random.default_rng([seed, list(KINDS).index(kind)])
     train, test = draw(kind, TRAINED, rng), draw(kind, TESTED, rng)
     columns = ["x", "noise_1", "noise_2"]
-    arms, held_out = fit_arms(train, columns, grid=(), components=(0,), penalties=PENALTIES, ties="efron", seed=seed)
+    arms, held_out = fit_arms(train, columns, grid=(), settings=SETTINGS, seed=seed)
     rows = arms(train)[0].landmarks
     stack = stack_arms(held_out, landmark_sets(rows, "efron"), int(rows.event.sum()))
     data, log_hazards = arms(test)

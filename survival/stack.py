@@ -16,9 +16,9 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from survival.boosting import BoostedCox
-from survival.cox import RiskSets, Ties, cox_derivatives, partial_likelihood_loss, ridge_cox
+from survival.cox import RiskSets, cox_derivatives, partial_likelihood_loss, ridge_cox
 from survival.landmarks import Histories
-from survival.link import inner_folds, landmark_sets
+from survival.link import LinkSettings, inner_folds, landmark_sets
 from survival.preparation import IMAGE_FEATURE, Preparation, Scale
 from survival.summaries import Summaries
 
@@ -92,21 +92,21 @@ class _Candidates:
         columns: Sequence[str],
         *,
         grid: Sequence[float],
-        components: Sequence[int],
-        penalties: Sequence[float],
-        ties: Ties,
+        settings: LinkSettings,
     ) -> "_Candidates":
         """Fit all of them on every subject of the table."""
-        prepare = Preparation.fit(table, columns, num_components=max(components))
+        prepare = Preparation.fit(table, columns, num_components=max(settings.components), winsorise=settings.winsorise)
         summaries = Summaries.fit(prepare.values(table), table)
         inputs = _Inputs.of(table, prepare, summaries, grid)
         rows = inputs.data.landmarks
-        sets, rich_scale = landmark_sets(rows, ties), Scale.fit(inputs.rich)
+        sets, rich_scale = landmark_sets(rows, settings.ties), Scale.fit(inputs.rich)
         rich = rich_scale(inputs.rich)
         link = []
-        for is_seen in _choices_of_inputs(prepare, columns, components):  # an input that is 0 has a coefficient of 0
-            link += [ridge_cox(inputs.with_change * is_seen, sets, penalty) for penalty in penalties]
-        rich_link = [ridge_cox(rich, sets, penalty) for penalty in penalties]
+        for is_seen in _choices_of_inputs(
+            prepare, columns, settings.components
+        ):  # an input that is 0 has a coefficient of 0
+            link += [ridge_cox(inputs.with_change * is_seen, sets, penalty) for penalty in settings.penalties]
+        rich_link = [ridge_cox(rich, sets, penalty) for penalty in settings.penalties]
         boosted = BoostedCox.fit(rich, rows.event, sets, num_trees=MOST_TREES)
         return cls(prepare, summaries, rich_scale, np.stack(link), np.stack(rich_link), boosted)
 
@@ -140,9 +140,7 @@ def fit_arms(
     columns: Sequence[str],
     *,
     grid: Sequence[float],
-    components: Sequence[int],
-    penalties: Sequence[float],
-    ties: Ties,
+    settings: LinkSettings,
     seed: int,
 ) -> tuple[Arms, np.ndarray]:
     """Fit the arms on all subjects, their candidates weighted by what they told of held-out ones.
@@ -154,14 +152,12 @@ def fit_arms(
         table: M visits of the subjects to learn from, sorted by subject and visit.
         columns: names of the features.
         grid: landmarks, years from baseline; empty: each subject's last visit.
-        components: numbers of principal components that stand for the columns `feature_<n>`.
-        penalties: ridge penalties.
-        ties: how the losses treat tied events.
+        settings: penalties, numbers of components and ties, as the link has them.
         seed: of the folds.
     Returns:
         The arms; (R, A) their log-hazards of the table's own landmark rows, each from subjects without it.
     """
-    fit = partial(_Candidates.fit, columns=columns, grid=grid, components=components, penalties=penalties, ties=ties)
+    fit = partial(_Candidates.fit, columns=columns, grid=grid, settings=settings)
     whole = fit(table)
     rows = Histories.of(table, whole.prepare, grid).landmarks
     held_out = {name: np.empty((len(every), len(rows))) for name, every in whole(table, grid).items()}
@@ -172,7 +168,7 @@ def fit_arms(
         others = fit(table[~is_out].reset_index(drop=True))
         for name, log_hazards in others(table[is_out].reset_index(drop=True), grid).items():
             held_out[name][:, fold[rows.subject]] = log_hazards
-    sets, num_events = landmark_sets(rows, ties), len(np.unique(rows.subject[rows.event]))
+    sets, num_events = landmark_sets(rows, settings.ties), len(np.unique(rows.subject[rows.event]))
     losses = {name: _losses(log_hazards, sets) for name, log_hazards in held_out.items()}
     weights = {name: _weights(losses[name], num_events) for name in ("link", "rich_link")}
     num_trees = int(np.argmin(losses["boosted"]))

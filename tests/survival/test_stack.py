@@ -7,10 +7,12 @@ import pytest
 from survival import stack
 from survival.cox import risk_sets
 from survival.estimates import concordance
-from survival.link import landmark_sets
+from survival.link import LinkSettings, landmark_sets
 from survival.stack import ARMS, fit_arms, stack_arms
 
-PENALTIES = (0.03, 0.3)
+
+def settings(components=(0,), penalties=(0.03, 0.3)):
+    return LinkSettings(penalties=penalties, components=components, winsorise=0.0, ties="efron")
 
 
 def cohort(kind, num_subjects, rng):
@@ -27,7 +29,7 @@ def cohort(kind, num_subjects, rng):
 
 
 def fit(table, columns=("x",), grid=(), components=(0,)):
-    return fit_arms(table, columns, grid=grid, components=components, penalties=PENALTIES, ties="efron", seed=0)
+    return fit_arms(table, columns, grid=grid, settings=settings(components), seed=0)
 
 
 def with_images(table, rng, number=6):
@@ -41,8 +43,8 @@ def test_the_arms_predict_as_their_candidates_do(monkeypatch):
     """With one candidate of each, an arm is that model; the coefficients come back from all subjects."""
     monkeypatch.setattr(stack, "MOST_TREES", 10)
     table = cohort("last", 60, np.random.default_rng(0))
-    arms, _ = fit_arms(table, ["x"], grid=(), components=(0,), penalties=(0.1,), ties="efron", seed=0)
-    options = {"grid": (), "components": (0,), "penalties": (0.1,), "ties": "efron"}
+    arms, _ = fit_arms(table, ["x"], grid=(), settings=settings(penalties=(0.1,)), seed=0)
+    options = {"grid": (), "settings": settings(penalties=(0.1,))}
     candidates = stack._Candidates.fit(table, ["x"], **options)(table, ())
     data, log_hazards = arms(table)
     assert log_hazards.shape == (len(data.landmarks), len(ARMS))
@@ -82,7 +84,7 @@ def test_without_a_component_or_a_change_their_coefficients_are_0():
     rng = np.random.default_rng(3)
     table = with_images(cohort("last", 80, rng), rng)
     columns = ["x", *(f"feature_{number}" for number in range(1, 7))]
-    options = {"grid": (), "components": (0, 2), "penalties": (0.1,), "ties": "efron"}
+    options = {"grid": (), "settings": settings((0, 2), (0.1,))}
     candidates = stack._Candidates.fit(table, columns, **options)
     state = candidates.prepare.num_state
     plain, with_change, with_both = candidates.link[0], candidates.link[1], candidates.link[3]
