@@ -327,7 +327,7 @@ def _log_hazard_of_inputs(predictor: Predictor, table: pd.DataFrame) -> Callable
         rows = visits.row(subjects, last)
         flat = inputs.transpose(1, 0, 2).reshape(number * num_visits, -1)  # (V N, P), in the order of Visits
         data = Histories(visits, cut, flat, np.repeat(gaps, number), rows, flat[rows])
-        return predictor.slope * predictor.log_hazard_per_seed(data)[0].mean(axis=0)
+        return predictor.log_hazard(data)[0]
 
     return predict
 

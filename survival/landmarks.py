@@ -134,19 +134,27 @@ class Histories:
     last_values: np.ndarray  # (R, P) inputs at the last visit of each landmark row, with every change set to 0
 
     @classmethod
-    def of(cls, table: pd.DataFrame, prepare: Preparation, grid: Sequence[float] = ()) -> "Histories":
+    def of(
+        cls,
+        table: pd.DataFrame,
+        prepare: Preparation,
+        grid: Sequence[float] = (),
+        *,
+        values: np.ndarray | None = None,
+    ) -> "Histories":
         """Prepare, arrange and cut a table.
 
         Args:
             table: M visits in memory's columns, sorted by subject and visit.
             prepare: fitted on training subjects.
             grid: landmarks, years from baseline, as in `cut_at_landmarks`.
+            values: (M, G) of the visits, to take instead of those that `prepare` finds in the table.
         Returns:
             The histories, with inputs (M, P).
         """
         visits = Visits.of(table)
         cut = cut_at_landmarks(table, visits, grid)
-        inputs = prepare(table)[visits.order]
+        inputs = prepare(table, values)[visits.order]
         rows = visits.row(cut.subject, cut.visit)
         last_values = inputs[rows]
         last_values[:, prepare.num_state :] = 0.0

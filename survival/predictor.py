@@ -73,8 +73,7 @@ class Predictor:
             )
         data = Histories.of(table, self.prepare, landmarks)
         rows = data.landmarks
-        per_seed, scores = self.log_hazard_per_seed(data)
-        log_hazard = self.slope * per_seed.mean(axis=0)
+        log_hazard, scores = self.log_hazard(data)
         columns = {
             "subject": data.visits.subject[rows.subject],
             "landmark": rows.year,
@@ -102,6 +101,17 @@ class Predictor:
             return linear, None
         correction, scores = self.network.correct(data)
         return linear + correction, scores
+
+    def log_hazard(self, data: Histories) -> tuple[np.ndarray, np.ndarray | None]:
+        """Compute the log-hazard as it is predicted.
+
+        Args:
+            data: histories with R landmark rows.
+        Returns:
+            (R,) log-hazards; attention scores (S, M), None without attention.
+        """
+        per_seed, scores = self.log_hazard_per_seed(data)
+        return self.slope * per_seed.mean(axis=0), scores
 
     def nearest_baseline(self, years: np.ndarray) -> np.ndarray:
         """Find the baseline hazard of the nearest landmark that the model was trained at.

@@ -120,7 +120,7 @@ class Preparation:
         components = _principal_axes(scale(carried)[:, _is_image(columns)], num_components)
         no_scale = (_no_scale(), _no_scale())
         draft = cls(columns, missing, logged, median, scale, components, *no_scale, coding=coding, fences=fences)
-        state, change = draft._state_and_change(table)
+        state, change = draft._state_and_change(table, draft.values(table))
         is_later = table["subject"].duplicated().to_numpy()  # at a first visit every change is 0
         rounding = _with_scores(_rounding(carried) * scale.factor, _is_image(columns), np.abs(components))
         state_scale, change_scale = Scale.fit(state), _scale_without_centre(change[is_later], rounding)
@@ -130,9 +130,16 @@ class Preparation:
         seen = Seen.of(state[:, : change.shape[1]], table)
         return dataclasses.replace(draft, state=state_scale, change=change_scale, seen=seen)
 
-    def __call__(self, table: pd.DataFrame) -> np.ndarray:
-        """Compute the inputs of every visit, (M, P) float64: the state, then the change since the first visit."""
-        state, change = self._state_and_change(table)
+    def __call__(self, table: pd.DataFrame, values: np.ndarray | None = None) -> np.ndarray:
+        """Compute the inputs of every visit: the state, then the change since the first visit.
+
+        Args:
+            table: M visits in memory's columns, sorted by subject and visit.
+            values: (M, G) to take instead of those that `values` finds in the table.
+        Returns:
+            (M, P) float64.
+        """
+        state, change = self._state_and_change(table, self.values(table) if values is None else values)
         return np.concatenate([self.state(state), self.change(change)], axis=1)
 
     @property
@@ -228,10 +235,9 @@ class Preparation:
             low, high = np.exp(fences) if name in self.logged else fences
         return float(low), float(high)
 
-    def _state_and_change(self, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-        """Values, indicators and times of the M visits, and the change of the values since the first; unscaled."""
+    def _state_and_change(self, table: pd.DataFrame, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (M, G) with indicators and times of the visits, and the values' change since the first; unscaled."""
         table = self.coding(table)
-        values = self.values(table)
         first = pd.DataFrame(values).groupby(table["subject"].to_numpy(), sort=False).transform("first").to_numpy()
         is_missing = table[list(self.missing)].isna().to_numpy(float)
         times = np.log1p(np.stack([years_since_last(table), table["visit_time"].to_numpy(float)], axis=1))
