@@ -175,13 +175,18 @@ class Config(BaseSettings):
     """Folds of the training subjects whose features come from a further network without them; 0: off, one network.
     On the simulated cohort it helped models of the features alone, not the T-LSTM."""
 
-    # ---- Stage 2: the T-LSTM -------------------------------------------------------------------------
+    # ---- Stage 2: from a history to survival curves --------------------------------------------------
+    STAGE2: Literal["stack", "tlstm", "link"] = "stack"
+    """What predicts from a history. `stack`: a ridge Cox on last values and their change, another on summaries of the
+    history, a small boosted Cox, and the T-LSTM, added up by what each tells of held-out subjects; `tlstm`: the
+    T-LSTM that corrects one ridge Cox; `link`: the first of the stack alone."""
     POOL: Literal["attention", "last"] = "attention"
     """How the visits' states become one: additive attention, or the last visit's."""
     LINK: bool = True
-    """Start from a ridge Cox on the last values, and their change if validation prefers it; the T-LSTM corrects it."""
+    """With STAGE2=tlstm: start from a ridge Cox on the last values, and their change if validation prefers it."""
     NUM_SEEDS: Count = 5
-    """T-LSTMs trained side by side from different seeds; their log-hazards are averaged."""
+    """T-LSTMs trained side by side from different seeds; their log-hazards are averaged. A stack takes a multiple of
+    five, each without a fifth of the subjects."""
     COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4)
     """How many principal components may stand for the columns feature_<n>; validation chooses (0: none)."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)

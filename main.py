@@ -177,7 +177,7 @@ class Pipeline:
         damage = self.record.damage()
         raise_if_any("The page can't be made", damage, "Add these stages to STAGES: what is damaged is done anew.")
         path = self.folder / "metrics.json"
-        of_others = ("cv", "folds", *(("columns",) if self.record.is_done("tlstm") else ()))
+        of_others = ("cv", "folds", *(("arms", "columns") if self.record.is_done("tlstm") else ()))
         lasting = {name: figures for name, figures in read_json(path).items() if name in of_others}
         write_json(path, self._evaluate() | lasting)
         page = write_report(self.folder)

@@ -20,9 +20,7 @@ if __name__ == "__main__":
 
 import copy
 import dataclasses
-import hashlib
 import io
-import json
 import logging
 import math
 import pickle
@@ -40,31 +38,30 @@ from torch import nn
 from tqdm import tqdm
 
 from cohort import tables
-from cohort.splits import PARTS, check_parts, split_subjects
 from config import Config, read_config
 from runs.errors import InputError
-from runs.files import read_json, write_json, written_whole
 from runs.lock import lock_run
 from runs.processes import exit_process, run_main
 from runs.table_record import TableRecord, recorded
 from runs.threads import fix_threads
 from survival import crossval
+from survival.arms import fit_arms
 from survival.cohort_words import log_cohort
 from survival.columns import usable_columns
 from survival.cox import RiskSets
-from survival.evaluation import evaluate_landmarks, evaluate_parts, evaluate_run
-from survival.kept_fits import KeptFits
-from survival.landmarks import Histories, landmark_grid
-from survival.link import Link, LinkSettings, choose_link, stack_seeds
-from survival.metrics import EvaluationSettings
+from survival.landmarks import Histories, Visits, cut_at_landmarks, landmark_grid
+from survival.link import INNER_FOLDS, Link, LinkSettings, choose_link, split_rows, stack_seeds
 from survival.outputs import merge_metrics, write_predicted, write_splits
-from survival.predictor import Predictor, curve_years, predict_by_visit
+from survival.predictor import Correction, Predictor, curve_years, predict_by_visit
 from survival.rivals import linear_rivals, predict_parts
-from survival.screening import screen_columns, warn_of_leaks, warn_of_values
+from survival.saved_model import read_model, write_model
+from survival.screening import screen_columns
+from survival.stack import LEAST_EVENTS, StackedCorrection, fit_stack, weights_of
+from survival.table_runs import compare_in_folds, read_feature_parts, stage2_figures
 
-FORMAT = 2  # of model.json
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAFE_SPREAD = 600.0  # float64 can sum exp over so wide a range of exponents; a wider one is summed in log space
+OF_THE_NETWORK = ("dropout", "learning_rate", "weight_decay", "epochs", "patience")  # settings called TLSTM_...
 NOT_A_MODEL = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError)
 logger = logging.getLogger(__name__)
 
@@ -73,6 +70,7 @@ logger = logging.getLogger(__name__)
 class Settings(LinkSettings):
     """How stage 2 is built and trained. `config.py` explains the settings and holds their defaults."""
 
+    stage2: Literal["stack", "tlstm", "link"]  # the arms together, the T-LSTM that corrects the link, the link arm
     hidden: int  # H
     num_seeds: int  # S
     pool: Literal["attention", "last"]  # how the states of the visits become one
@@ -89,23 +87,9 @@ class Settings(LinkSettings):
     @classmethod
     def of(cls, config: Config) -> "Settings":
         """Take stage 2's settings from a run's; the dropout is a share, the patience is in epochs."""
-        return cls(
-            hidden=config.HIDDEN,
-            num_seeds=config.NUM_SEEDS,
-            pool=config.POOL,
-            link=config.LINK,
-            dropout=config.TLSTM_DROPOUT,
-            learning_rate=config.TLSTM_LEARNING_RATE,
-            weight_decay=config.TLSTM_WEIGHT_DECAY,
-            epochs=config.TLSTM_EPOCHS,
-            patience=config.TLSTM_PATIENCE,
-            penalties=config.PENALTIES,
-            components=config.COMPONENTS,
-            winsorise=config.WINSORISE,
-            recalibrate=config.RECALIBRATE,
-            ties=config.TIES,
-            seed=config.SEED,
-        )
+        names = {field.name: field.name.upper() for field in dataclasses.fields(cls) if field.name != "time_aware"}
+        names |= {name: f"TLSTM_{names[name]}" for name in OF_THE_NETWORK}
+        return cls(**{name: getattr(config, setting) for name, setting in names.items()})
 
 
 # ---- The network ---------------------------------------------------------------------------------
@@ -324,10 +308,7 @@ def fit(
     settings: Settings,
     progress: bool = False,
 ) -> tuple[Predictor, pd.DataFrame]:
-    """Fit the link, then the T-LSTMs that correct it, then the baseline hazards.
-
-    Validation chooses the link's inputs (the number of principal components; with the change since the first visit or
-    without) and its penalty, then the T-LSTMs' epoch.
+    """Fit stage 2 as the setting `stage2` says, with its baseline hazards.
 
     Args:
         table: M visits of the training and validation subjects, sorted by subject and visit.
@@ -337,11 +318,71 @@ def fit(
         settings: of the model and its training.
         progress: show a bar on stderr, and log what was chosen.
     Returns:
-        The predictor, and the history: a row an epoch.
+        The predictor, and the history of the T-LSTM: a row an epoch.
     Raises:
         InputError: the training or the validation subjects of a seed have no event.
     """
-    level = logging.INFO if progress else logging.DEBUG
+    if settings.stage2 != "tlstm":
+        rows = cut_at_landmarks(table, Visits.of(table), grid)
+        if (num_events := len(np.unique(rows.subject[rows.event]))) >= LEAST_EVENTS:
+            return _fit_arms(table, validation, columns, grid=grid, settings=settings, progress=progress)
+        epochs = settings.epochs if settings.stage2 == "stack" else 0
+        message = "%d subjects with an event, fewer than %d: too few to weigh the arms, so validation chooses one link"
+        logger.warning(message, num_events, LEAST_EVENTS)
+        settings = dataclasses.replace(settings, stage2="tlstm", epochs=epochs)
+    return _fit_corrected_link(table, validation, columns, grid=grid, settings=settings, progress=progress)
+
+
+def _fit_arms(
+    table: pd.DataFrame,
+    validation: np.ndarray,
+    columns: Sequence[str],
+    *,
+    grid: Sequence[float],
+    settings: Settings,
+    progress: bool,
+) -> tuple[Predictor, pd.DataFrame]:
+    """Fit the arms on all subjects, and weigh them by what they say of each fold of subjects without having seen it.
+
+    The T-LSTMs are trained side by side, each without one fold. They read the last values, changes and summaries.
+    """
+    judges = np.asarray(validation.any(axis=0))
+    arms, held_out = fit_arms(table, columns, judges=judges, grid=grid, settings=settings, seed=settings.seed)
+    rows, ties, recalibrate = held_out.data.landmarks, settings.ties, settings.recalibrate
+    if settings.stage2 == "link":
+        link = Predictor(arms.prepare, tuple(grid), arms.link[None])
+        history = pd.DataFrame(columns=["epoch", "train_loss", "val_loss"])
+        of_link = held_out.log_hazards[:, 0]
+        return link.calibrated_on(of_link, rows, ties=ties, recalibrate=recalibrate), history
+    rounds = -(-settings.num_seeds // INNER_FOLDS)
+    settings = dataclasses.replace(settings, num_seeds=rounds * INNER_FOLDS, link=False)
+    out = np.tile(held_out.folds, (rounds, 1))  # (S, N)
+    network = TLSTM(arms.prepare.num_inputs, settings).to(DEVICE)
+    no_link = np.zeros((settings.num_seeds, arms.prepare.num_inputs))
+    splits = split_rows(rows, out, ties)
+    history = _train(network, Link(math.nan, no_link, arms.prepare, held_out.data, splits), progress=progress)
+    of_network = np.average(network.correct(held_out.data)[0], axis=0, weights=out[:, rows.subject])
+    predictor = fit_stack(arms, held_out, network, of_network, grid=grid, recalibrate=recalibrate)
+    named = ", ".join(f"{name} {weight:.2f}" for name, weight in weights_of(predictor).items())
+    logger.log(_level(progress), "stack: the arms' weights are: %s", named)
+    return predictor, history
+
+
+def _fit_corrected_link(
+    table: pd.DataFrame,
+    validation: np.ndarray,
+    columns: Sequence[str],
+    *,
+    grid: Sequence[float],
+    settings: Settings,
+    progress: bool,
+) -> tuple[Predictor, pd.DataFrame]:
+    """Fit the link, then the T-LSTMs that correct it, then the baseline hazards.
+
+    Validation chooses the link's inputs (the number of principal components; with the change since the first visit or
+    without) and its penalty, then the T-LSTMs' epoch.
+    """
+    level = _level(progress)
     link = choose_link(table, validation, columns, grid=grid, settings=settings)
     num_used, num_components = np.count_nonzero(link.coefficients.any(axis=0)), len(link.prepare.components)
     logger.log(level, "link: %d inputs, %d components, validation loss %.4f", num_used, num_components, link.loss)
@@ -353,6 +394,11 @@ def fit(
     history = _train(network, link, progress=progress)
     predictor = Predictor(link.prepare, tuple(grid), link.coefficients, network)
     return predictor.calibrated(link.data, validation, ties=settings.ties, recalibrate=settings.recalibrate), history
+
+
+def _level(progress: bool) -> int:
+    """Of the lines about what was chosen: a fit among many does not show them."""
+    return logging.INFO if progress else logging.DEBUG
 
 
 def _train(network: TLSTM, link: Link, *, progress: bool) -> pd.DataFrame:
@@ -394,8 +440,7 @@ def _train(network: TLSTM, link: Link, *, progress: bool) -> pd.DataFrame:
         optimizer.step()
     network.load_state_dict(best_weights)
     network.eval()
-    level = logging.INFO if progress else logging.DEBUG
-    logger.log(level, "T-LSTM: best epoch %d, validation loss %.4f", best, history[best]["val_loss"])
+    logger.log(_level(progress), "T-LSTM: best epoch %d, validation loss %.4f", best, history[best]["val_loss"])
     return pd.DataFrame(history)
 
 
@@ -404,19 +449,19 @@ def save(predictor: Predictor, folder: str | Path) -> None:
     """Write `model.pt` (weights only) and `model.json` (everything else).
 
     Args:
-        predictor: with a TLSTM as its network.
+        predictor: its network is a TLSTM, or a stack's correction with one, or None.
         folder: to write to.
     Raises:
         WriteError: the disk is full, or the folder read-only.
     """
-    assert isinstance(predictor.network, TLSTM)
-    folder, settings = Path(folder), dataclasses.asdict(predictor.network.settings)
+    stack = predictor.network if isinstance(predictor.network, StackedCorrection) else None
+    network = stack.network if stack is not None else predictor.network
+    assert network is None or isinstance(network, TLSTM)
     weights = io.BytesIO()  # PyTorch's own writer does not report that the disk is full
-    torch.save(predictor.network.state_dict(), weights)
-    with written_whole(folder / "model.pt") as part:
-        part.write_bytes(weights.getbuffer())
-    model = json.loads(json.dumps({"settings": settings, **predictor.to_json()}, default=np.ndarray.tolist))
-    write_json(folder / "model.json", {"format": FORMAT, "digests": _digests(model, weights.getvalue()), **model})
+    torch.save(network.state_dict() if network is not None else {}, weights)
+    settings = dataclasses.asdict(network.settings) if network is not None else None
+    parts = {"settings": settings, "stack": stack.to_json() if stack is not None else None}
+    write_model(Path(folder), parts | predictor.to_json(), weights.getvalue())
 
 
 def load(folder: str | Path) -> Predictor:
@@ -429,43 +474,32 @@ def load(folder: str | Path) -> Predictor:
     Raises:
         InputError: names the file that is absent, damaged or of another version.
     """
-    folder = Path(folder)
-    for name in ("model.json", "model.pt"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: expected a trained model, found none. Run python tlstm.py first.")
-    model = read_json(folder / "model.json")
-    if model.pop("format", None) != FORMAT:
-        raise InputError(f"{folder / 'model.json'}: expected format {FORMAT}. Run python tlstm.py again.")
-    saved_digests, weights = model.pop("digests", None), (folder / "model.pt").read_bytes()
-    for name, digest in _digests(model, weights).items():
-        if not isinstance(saved_digests, dict) or saved_digests.get(name) != digest:
-            raise InputError(f"{folder / name}: damaged: it is not what was saved. Run python tlstm.py again.")
+    model, weights = read_model(Path(folder))
     try:
-        predictor, network = _restore(model, torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+        return _restore(model, torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     except NOT_A_MODEL as error:
         raise InputError(f"{folder}: the model is damaged: {error}. Run python tlstm.py again.") from error
-    return dataclasses.replace(predictor, network=network.to(DEVICE).eval())
 
 
-def _restore(model: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[Predictor, TLSTM]:
-    """Build the predictor and its network; what does not fit raises one of NOT_A_MODEL."""
-    unknown = {"winsorise": 0.0}  # to a model that was saved before there was this setting
+def _restore(model: dict[str, Any], weights: dict[str, torch.Tensor]) -> Predictor:
+    """Build the predictor with its network; what does not fit raises one of NOT_A_MODEL."""
+    if model["settings"] is None:
+        return Predictor.from_json(model, num_seeds=1)
+    unknown = {"winsorise": 0.0, "stage2": "tlstm"}  # to a model that was saved before there were these settings
     settings = TypeAdapter(Settings).validate_python(unknown | model["settings"])
     expected = (settings.num_seeds, settings.hidden, 4 * settings.hidden)
     if tuple(weights["recurrent"].shape) != expected:  # checked before a network of a wrong, huge size is built
         raise ValueError(f"recurrent: expected {expected}, received {tuple(weights['recurrent'].shape)}")
-    predictor = Predictor.from_json(model, num_seeds=settings.num_seeds)
+    stack = model.get("stack")
+    predictor = Predictor.from_json(model, num_seeds=settings.num_seeds if stack is None else 1)
     network = TLSTM(predictor.prepare.num_inputs, settings)
     network.load_state_dict(weights)
     if not all(parameter.isfinite().all() for parameter in network.parameters()):
         raise ValueError("expected finite weights")
-    return predictor, network
-
-
-def _digests(model: dict[str, Any], weights: bytes) -> dict[str, str]:
-    """A hash of each file's content: with a flipped bit, a number would often still be a number."""
-    contents = {"model.json": json.dumps(model, sort_keys=True).encode(), "model.pt": weights}
-    return {name: hashlib.blake2b(content, digest_size=16).hexdigest() for name, content in contents.items()}
+    whole: Correction = network.to(DEVICE).eval()
+    if stack is not None:
+        whole = StackedCorrection.from_json(stack, whole, num_inputs=predictor.prepare.num_inputs)
+    return dataclasses.replace(predictor, network=whole)
 
 
 # ---- The command line ----------------------------------------------------------------------------
@@ -482,8 +516,8 @@ def main(arguments: list[str]) -> int:
         with lock_run(config.OUTPUT_DIR):
             torch.set_num_threads(threads := fix_threads(config.OUTPUT_DIR))
             torch.use_deterministic_algorithms(True, warn_only=True)  # warns where a GPU has no such operation
-            record = compare_with_rivals(config, threads) if config.FOLDS else run(config, threads)
-            if record is not None:
+            do = partial(compare_in_folds, models_of=partial(models_of, config)) if config.FOLDS else run
+            if (record := do(config, threads)) is not None:
                 from reporting.table_report import report_table  # slow to import
 
                 report_table(record)
@@ -502,7 +536,7 @@ def run(config: Config, threads: int) -> TableRecord | None:
     Raises:
         InputError: the tables can't be used; nothing is written then.
     """
-    parts = _read_parts(config)
+    parts = read_feature_parts(config)
     log_cohort(parts, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS, horizons=config.HORIZONS)
     columns = usable_columns(parts)
     learned = pd.concat([parts["train"], parts["val"]]).sort_values(["subject", "visit_time"], ignore_index=True)
@@ -514,20 +548,24 @@ def run(config: Config, threads: int) -> TableRecord | None:
         predictor, history = fit(learned, validation, columns.used, grid=grid, settings=settings, progress=True)
         predictor.prepare.coding.warn_of_unseen(parts)
         years = curve_years(config.HORIZONS)
-        predicted = {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
+
+        def predict(predictor: Predictor) -> dict[str, pd.DataFrame]:
+            """Predict every part."""
+            return {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
+
+        predicted = predict(predictor)
         by_visit = None if config.LANDMARKS else predict_by_visit(predictor, parts["test"], years)
         save(predictor, config.OUTPUT_DIR / "tlstm")
         write_predicted(config.OUTPUT_DIR / "tlstm", predicted, by_visit, history)
-        evaluation = EvaluationSettings(config.HORIZONS, config.NUM_RESAMPLES, config.SEED)
-        if config.LANDMARKS:
-            rivals = linear_rivals(columns.used, config.PENALTIES, grid, winsorise=config.WINSORISE)
-            others = predict_parts(rivals, learned, validation, parts, config.LANDMARKS, years)
-            figures = {"landmarks": evaluate_landmarks(predicted, others, config.LANDMARKS, evaluation)}
-        elif record is None:  # main.py evaluates the other models
-            figures = {"tlstm": evaluate_parts(predicted, evaluation)}
-        else:
-            used = {name: part.filter([*tables.OUR_COLUMNS, *columns.used]) for name, part in parts.items()}
-            figures = evaluate_run(used, predicted, evaluation, truth=None)
+        rivals = linear_rivals(columns.used, config.PENALTIES, grid, winsorise=config.WINSORISE)
+        used = {name: part.filter([*tables.OUR_COLUMNS, *columns.used]) for name, part in parts.items()}
+        figures = stage2_figures(
+            *(config, used),
+            predicted=predicted,
+            arms={name: predict(arm) for name, arm in predictor.arms.items()},
+            weights=weights_of(predictor),
+            rivals=lambda: predict_parts(rivals, learned, validation, parts, config.LANDMARKS, years),
+        )
         if record is not None:
             write_splits(config.OUTPUT_DIR / "splits", parts, config.TIME_UNIT)
         figures["columns"] = columns.as_json()
@@ -535,39 +573,10 @@ def run(config: Config, threads: int) -> TableRecord | None:
     return record
 
 
-def compare_with_rivals(config: Config, threads: int) -> TableRecord:
-    """Cross-validate the model and its rivals on FEATURES, and write the folder `cv`.
+def models_of(config: Config, columns: Sequence[str], grid: Sequence[float]) -> dict[str, crossval.Model]:
+    """Make the models of a cross-validation by name: ours, its rivals, and the link alone."""
 
-    Args:
-        config: the run's settings; LANDMARKS and WINDOWS are years.
-        threads: of the run.
-    Returns:
-        The record of the run.
-    Raises:
-        InputError: the settings or the table can't be used; nothing is written then.
-    """
-    plan = crossval.Plan.of(config)
-    assert config.FEATURES is not None
-    table = tables.read_features(config.FEATURES, **tables.reading_of(config))
-    whole = {"table": table}
-    log_cohort(whole, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS)
-    columns = usable_columns(whole)
-    grid = landmark_grid(whole, config.LANDMARKS, config.LANDMARK_STEP, num_parts=config.FOLDS, windows=config.WINDOWS)
-    with recorded(config, "cv", table, threads) as record:
-        assert record is not None
-        warn_of_values(table, table, columns.used, winsorise=config.WINSORISE)
-        warn_of_leaks(crossval.first_training_part(table, plan), columns.used, config.LANDMARKS)
-        models, kept = _model_and_rivals(config, columns.used, grid), KeptFits(record.backup("cv"))
-        compared = crossval.compare_models(table, models, plan, kept=kept, progress=True)
-        compared.write(config.OUTPUT_DIR / "cv")
-        merge_metrics(config.OUTPUT_DIR, {"cv": crossval.summarise(compared.figures), "columns": columns.as_json()})
-    return record
-
-
-def _model_and_rivals(config: Config, columns: Sequence[str], grid: Sequence[float]) -> dict[str, crossval.Model]:
-    """Our model and its rivals by name."""
-
-    def network(settings: Settings) -> crossval.Model:
+    def fitted(settings: Settings) -> crossval.Model:
         def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Trained:
             return crossval.Trained.of(*fit(train, validation, columns, grid=grid, settings=settings))
 
@@ -575,25 +584,11 @@ def _model_and_rivals(config: Config, columns: Sequence[str], grid: Sequence[flo
 
     settings = Settings.of(config)
     return {
-        crossval.OUR_MODEL: network(settings),
+        crossval.OUR_MODEL: fitted(settings),
         **linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
-        "lstm": network(dataclasses.replace(settings, time_aware=False)),
+        "link": fitted(dataclasses.replace(settings, stage2="link")),
+        "lstm": fitted(dataclasses.replace(settings, stage2="tlstm", time_aware=False)),
     }
-
-
-def _read_parts(config: Config) -> dict[str, pd.DataFrame]:
-    """The features of the run, or the table FEATURES split by subject."""
-    if config.FEATURES is not None:
-        table = tables.read_features(config.FEATURES, **tables.reading_of(config))
-        return split_subjects(
-            table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
-        )
-    paths = {name: config.OUTPUT_DIR / "features" / f"{name}.parquet" for name in PARTS}
-    absent = [str(path) for path in paths.values() if not path.is_file()]
-    if absent:
-        raise InputError(f"expected the features of a run, found no {', '.join(absent)}. Run python main.py first.")
-    parts = {name: tables.read_features(path, **tables.reading_of(config)) for name, path in paths.items()}
-    return check_parts(parts, similar_ids=config.SIMILAR_IDS)
 
 
 if __name__ == "__main__":

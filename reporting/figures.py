@@ -207,12 +207,12 @@ def over_time(curves: Mapping[str, Any], without_model: Mapping[str, Any], horiz
     """
     figure = _figure(2.7)
     left, right = figure.subplots(1, 2)
-    _band(left, curves["auc"], BLUE, "-", "history (T-LSTM)")
+    _band(left, curves["auc"], BLUE, "-", "history (stage 2)")
     left.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
     left.text(1, 0.5, "chance", color=GREY, fontsize=8, ha="right", va="bottom", transform=left.get_yaxis_transform())
     left.set(ylim=(min(0.4, left.get_ylim()[0]), 1), ylabel="AUC", title="discrimination (higher is better)")
     _band(right, without_model, GREY, "--", "the same curve for everyone", band=False)
-    _band(right, curves["brier"], BLUE, "-", "history (T-LSTM)")
+    _band(right, curves["brier"], BLUE, "-", "history (stage 2)")
     right.set(ylim=(0, None), ylabel="Brier score", title="error (lower is better)")
     right.legend(loc="upper left")
     for axes in (left, right):

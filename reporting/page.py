@@ -47,7 +47,7 @@ PIXELS_AN_INCH = 120  # of a figure on the page
 CURVES = {  # of the cross-validation
     "name": "cv_curves",
     "title": "Cross-validation: survival by thirds of risk",
-    "caption": "Held-out subjects of all folds and repeats, in thirds of the T-LSTM's log-hazard at each landmark: the "
+    "caption": "Held-out subjects of all folds and repeats, in thirds of stage 2's log-hazard at each landmark: the "
     "mean predicted survival (dashed) beside what was seen (Kaplan-Meier).",
 }
 FEW_EVENTS = 100  # Vergouwe et al. (2005): fewer can hardly tell a good model from a middling one
@@ -172,8 +172,10 @@ def _caveats_on_stage2(run: RunFolder, test: dict[str, Any]) -> Iterator[str]:
     if best["c_index"]["value"] is not None and best["name"] != MODEL_NAMES["tlstm"]:
         yield (
             f"Another model does better: the highest C-index of the test part, {best['c_index']['value']:.3f}, is that "
-            f"of {best['name']}; the T-LSTM's is {interval(test['c_index'], 3)}."
+            f"of {best['name']}; that of stage 2 is {interval(test['c_index'], 3)}."
         )
+    if run.metrics.get("arms", {}).get("tlstm", {}).get("weight") == 0:
+        yield "The T-LSTM has no weight in the stack: what it attends to decides nothing, so it is not shown."
     for year, calibration in test["calibration"].items():
         slope = calibration["slope"]
         if slope["low"] is not None and slope["high"] is not None and not slope["low"] <= 1 <= slope["high"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from reporting.run_folder import RunFolder
 from reporting.words import in_words
-from survival.evaluation import MODEL_NAMES
+from survival.evaluation import tested_models
 
 
 def model_tables(run: RunFolder) -> list[dict[str, Any]]:
@@ -29,9 +29,7 @@ def models_of(run: RunFolder) -> dict[str, Any]:
     Args:
         run: or its view at a landmark.
     """
-    tested = {name: run.metrics[name]["test"] for name in MODEL_NAMES if "test" in run.metrics.get(name, {})}
-    tested |= {name: parts["test"] for name, parts in run.metrics.get("baselines", {}).items()}
-    rows = [{"name": MODEL_NAMES.get(name, in_words(name)), **metrics} for name, metrics in tested.items()]
+    rows = [{"name": name.strip(), **metrics} for name, metrics in tested_models(run.metrics).items()]
     rows.sort(key=lambda row: -(row["c_index"]["value"] or 0))
     years = list(rows[0]["auc"]) if rows else []
 

@@ -155,7 +155,7 @@ class RunFolder:
         figures, predicted = self.metrics["landmarks"][year], self.predicted
         if predicted is not None:
             predicted = predicted[np.isclose(predicted["landmark"], float(year))]  # the key has six digits
-        metrics = {"tlstm": figures, "baselines": figures.get("baselines", {})}
+        metrics = {"tlstm": figures, **{name: figures.get(name, {}) for name in ("baselines", "arms")}}
         return replace(self, metrics=metrics, predicted=predicted, predicted_by_visit=None)
 
     def predictions_of(self, part: str) -> pd.DataFrame:

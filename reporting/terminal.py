@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reporting.words import in_words
-from survival.evaluation import MODEL_NAMES
+from survival.evaluation import tested_models
 
 Metrics = Mapping[str, Any]  # of a run, as in metrics.json
 NAME_WIDTH, MEAN_WIDTH = 24, 13  # characters of the first columns of the folds' table
@@ -19,8 +19,7 @@ def closing_table(metrics: Metrics) -> str:
         A line a model: C-index with its 95 % interval, AUC at each horizon (years), integrated Brier score, and how
         far its C-index is from that of the best rival. Then the oracle's C-index, and the number of subjects.
     """
-    models = {MODEL_NAMES[name]: metrics[name]["test"] for name in MODEL_NAMES if name in metrics}
-    models |= {in_words(name): figures["test"] for name, figures in metrics.get("baselines", {}).items()}
+    models = tested_models(metrics)
     if not models:
         return "No stage has been evaluated."
     first = next(iter(models.values()))
@@ -45,7 +44,7 @@ def landmark_tables(landmarks: Mapping[str, Any]) -> str:
         For each landmark a line that names it, and its `closing_table`.
     """
     return "\n\n".join(
-        f"Predicted at year {year}\n{closing_table({'tlstm': figures, 'baselines': figures.get('baselines', {})})}"
+        f"Predicted at year {year}\n{closing_table({'tlstm': figures} | figures)}"
         for year, figures in landmarks.items()
     )
 

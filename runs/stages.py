@@ -12,6 +12,7 @@ STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order in whic
 AS_BEFORE = {  # settings with the value that gives what versions without the setting gave: their stages stay done
     "PROGRESS": "off",
     "SHAPLEY_BACKGROUND": 0,
+    "STAGE2": "tlstm",
     "WINSORISE": 0.0,
 }
 BY_CONTENT = {"REFERENCE": (), "ATLAS": (".csv",)}  # settings that name a file, and what is read beside it
@@ -74,7 +75,17 @@ STAGES: dict[str, Stage] = {
             makes=("tlstm",),
             results=("tlstm/model.json", "tlstm/model.pt", "tlstm/predictions.csv"),
             settings=(
-                *("POOL", "LINK", "NUM_SEEDS", "COMPONENTS", "PENALTIES", "WINSORISE", "HIDDEN", "TLSTM_DROPOUT"),
+                *(
+                    "STAGE2",
+                    "POOL",
+                    "LINK",
+                    "NUM_SEEDS",
+                    "COMPONENTS",
+                    "PENALTIES",
+                    "WINSORISE",
+                    "HIDDEN",
+                    "TLSTM_DROPOUT",
+                ),
                 *("TLSTM_LEARNING_RATE", "TLSTM_WEIGHT_DECAY", "TLSTM_EPOCHS", "TLSTM_PATIENCE", "RECALIBRATE"),
                 *("LANDMARKS", "LANDMARK_STEP", "HORIZONS", "NUM_RESAMPLES"),
             ),
@@ -113,7 +124,7 @@ TABLE_STAGES: dict[str, Stage] = {
     ),
     "cv": Stage(
         name="cv",
-        function="compare_with_rivals",
+        function="compare_in_folds",
         needs=(),
         makes=("cv",),
         settings=(*(name for name in _FIT if name not in _OF_FIGURES), "FOLDS", "REPEATS", "WINDOWS"),

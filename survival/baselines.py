@@ -38,6 +38,7 @@ def predict_last_scan(features: Parts, years: np.ndarray) -> dict[str, pd.DataFr
 def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str, pd.DataFrame]]:
     """Fit penalised Cox models on what each subject's visits give, and predict with them.
 
+    `cox_last`: stage 1's log-hazard of the last scan alone, if it is there.
     `cox_last_slope`: stage 1's log-hazard of the last scan, and its change a year since the first, if it is there.
     `cox_level_and_pace`: that log-hazard, and the change of progress a year, if there is progress.
     `cox_progress_slope`: progress of the last scan, and its change a year, likewise.
@@ -53,7 +54,9 @@ def predict_cox_models(features: Parts, years: np.ndarray) -> dict[str, dict[str
     columns = feature_columns(features["train"])
     image = [name for name in columns if IMAGE_FEATURE.fullmatch(name)]
     covariates = [name for name in find_columns(features).used if name not in {*image, "log_hazard", "progress"}]
-    inputs: dict[str, Inputs] = {"cox_last_slope": last_and_slope} if "log_hazard" in columns else {}
+    inputs: dict[str, Inputs] = {}
+    if "log_hazard" in columns:
+        inputs |= {"cox_last": lambda table: last_visits(table)[["log_hazard"]], "cox_last_slope": last_and_slope}
     if {"log_hazard", "progress"} <= {*columns}:
         inputs["cox_level_and_pace"] = partial(last_and_slope, slope_of="progress")
         inputs["cox_progress_slope"] = partial(last_and_slope, last_of="progress", slope_of="progress")

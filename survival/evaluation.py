@@ -12,7 +12,8 @@ from survival.estimates import Reference
 from survival.metrics import EvaluationSettings, Prediction, compare, evaluate
 from survival.predictor import curve_years
 
-MODEL_NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (T-LSTM)"}  # as tables and figures show them
+MODEL_NAMES = {"cnn": "one scan (ResNet-18)", "tlstm": "history (stage 2)"}  # as tables and figures show them
+ARM_NAMES = {"link": "link", "rich_link": "rich link", "boosted": "boosted Cox", "tlstm": "T-LSTM"}  # likewise
 Predicted = Mapping[str, pd.DataFrame]  # predictions of train, val and test, a row a subject
 Models = Mapping[str, Mapping[str, Predicted]]  # by kind (`stages`, `rivals`, `oracle`) and name
 
@@ -87,6 +88,20 @@ def evaluate_models(models: Models, settings: EvaluationSettings) -> dict[str, A
     return metrics
 
 
+def tested_models(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name the models of a run as tables show them.
+
+    Args:
+        metrics: as in `metrics.json`, or those of one landmark.
+    Returns:
+        By name the figures on the test part: stage 1, stage 2, the arms of a stack with their weights, the rivals.
+    """
+    models = {shown: metrics[name]["test"] for name, shown in MODEL_NAMES.items() if "test" in metrics.get(name, {})}
+    for name, arm in metrics.get("arms", {}).items():
+        models[f"  its {ARM_NAMES[name]}, weight {arm['weight']:.2f}"] = arm["test"]
+    return models | {name.replace("_", " "): rival["test"] for name, rival in metrics.get("baselines", {}).items()}
+
+
 def evaluate_parts(parts: Predicted, settings: EvaluationSettings) -> dict[str, dict]:
     """Evaluate one model's predictions for each part, with the training part as reference.
 
@@ -101,18 +116,41 @@ def evaluate_parts(parts: Predicted, settings: EvaluationSettings) -> dict[str, 
     return {name: evaluate(Prediction.of(table), reference, settings) for name, table in parts.items()}
 
 
+def evaluate_arms(
+    arms: Mapping[str, Predicted], weights: Mapping[str, float], settings: EvaluationSettings
+) -> dict[str, dict]:
+    """Evaluate the arms of a stack, each alone.
+
+    Args:
+        arms: by name, `train` and others, as for `evaluate_parts`.
+        weights: of the arms in the stack.
+        settings: horizons in years, resamples, seed.
+    Returns:
+        By arm the figures of each part, and its `weight`.
+    """
+    return {name: {**evaluate_parts(parts, settings), "weight": weights[name]} for name, parts in arms.items()}
+
+
 def evaluate_landmarks(
-    stage2: Predicted, rivals: Mapping[str, Predicted], landmarks: Sequence[float], settings: EvaluationSettings
+    stage2: Predicted,
+    rivals: Mapping[str, Predicted],
+    landmarks: Sequence[float],
+    settings: EvaluationSettings,
+    *,
+    arms: Mapping[str, Predicted],
+    weights: Mapping[str, float],
 ) -> dict[str, dict[str, dict]]:
-    """Evaluate stage 2 and its rivals at one landmark after another.
+    """Evaluate stage 2, its arms and its rivals at one landmark after another.
 
     Args:
         stage2: `train` and others, as `Predictor.predict` gives them for several landmarks.
         rivals: likewise of each rival, by name.
         landmarks: years from baseline.
         settings: horizons in years, resamples, seed.
+        arms: as `stage2`, by each arm of the stack alone; empty: there is no stack.
+        weights: of the arms.
     Returns:
-        By landmark the figures of `evaluate_parts`, and those of the rivals on test as `baselines`.
+        By landmark the figures of `evaluate_parts`, those of the rivals on test as `baselines`, and `arms`.
     """
     figures = {}
     for landmark in landmarks:
@@ -122,7 +160,9 @@ def evaluate_landmarks(
             "oracle": {},
         }
         evaluated = evaluate_models(models, settings)
-        figures[f"{landmark:g}"] = evaluated["tlstm"] | {"baselines": evaluated["baselines"]}
+        here = {name: _at_landmark(predicted, landmark) for name, predicted in arms.items()}
+        of_arms = {"arms": evaluate_arms(here, weights, settings)} if arms else {}
+        figures[f"{landmark:g}"] = evaluated["tlstm"] | {"baselines": evaluated["baselines"]} | of_arms
     return figures
 
 

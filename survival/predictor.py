@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # ---- The predictor -------------------------------------------------------------------------------
 class Correction(Protocol):
-    """What is added to the link: the T-LSTM."""
+    """What is added to the link: the T-LSTM, or the arms of a stack that are not linear."""
 
     def correct(self, data: Histories) -> tuple[np.ndarray, np.ndarray | None]:
         """Compute log-hazards (S, R), and attention scores (S, M) or None if there is no attention."""
@@ -49,6 +49,7 @@ class Predictor:
     network: Correction | None = None  # None: the linear model alone
     slope: float = 1.0  # recalibration: the log-hazard is multiplied by it
     baselines: tuple[Baseline, ...] = ()  # one for each landmark of the grid, or the only one
+    arms: Mapping[str, "Predictor"] = dataclasses.field(default_factory=dict)  # of a stack, each alone; not saved
 
     def predict(
         self, table: pd.DataFrame, landmarks: Sequence[float] = (), *, years: Sequence[float] | np.ndarray
@@ -150,12 +151,30 @@ class Predictor:
         """
         rows, per_seed = data.landmarks, self.log_hazard_per_seed(data)[0]
         slope = _recalibration_slope(per_seed, validation[:, rows.subject], rows, ties) if recalibrate else 1.0
-        log_hazard = slope * per_seed.mean(axis=0)
         is_trained = np.asarray(~validation.all(axis=0))[rows.subject]  # (R,)
+        return self._with_baselines(per_seed.mean(axis=0)[is_trained], rows[is_trained], slope)
+
+    def calibrated_on(
+        self, held_out: np.ndarray, rows: Landmarks, *, ties: Ties, recalibrate: bool = False
+    ) -> "Predictor":
+        """Do what `calibrated` does on log-hazards of subjects that were held out, all of whom are new to the model.
+
+        Args:
+            held_out: (R,) log-hazards before recalibration, each by a model without the row's subject.
+            rows: the R landmark rows, cut at the model's grid.
+            ties: as for `calibrated`.
+            recalibrate: as for `calibrated`.
+        """
+        everybody = np.ones((1, len(rows)), bool)
+        slope = _recalibration_slope(held_out[None], everybody, rows, ties) if recalibrate else 1.0
+        return self._with_baselines(held_out, rows, slope)
+
+    def _with_baselines(self, log_hazard: np.ndarray, rows: Landmarks, slope: float) -> "Predictor":
+        """A new predictor with this slope and a baseline hazard for each landmark that has an event after it."""
         baselines = {}
-        for stratum in np.unique(rows.stratum[is_trained & rows.event]):  # a landmark without an event has no curve
-            chosen = is_trained & (rows.stratum == stratum)
-            baselines[stratum] = breslow(log_hazard[chosen], rows.time[chosen], rows.event[chosen])
+        for stratum in np.unique(rows.stratum[rows.event]):
+            chosen = rows.stratum == stratum
+            baselines[stratum] = breslow(slope * log_hazard[chosen], rows.time[chosen], rows.event[chosen])
         grid = tuple(self.grid[stratum] for stratum in baselines) if self.grid else ()
         return dataclasses.replace(self, grid=grid, slope=slope, baselines=tuple(baselines.values()))
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from survival.coding import Coding
 from survival.fences import Fences
+from survival.summaries import NAMES, Summaries
 
 IMAGE_FEATURE = re.compile(r"feature_\d+")  # a column of stage 1; principal components replace all of them
 SCALES = ("scale", "state", "change")  # the fields of Preparation that are a Scale
@@ -75,8 +76,8 @@ class Preparation:
     Text becomes columns of 0 and 1 (`coding`), so that there are F. Values beyond their column's fences are moved to
     them. A missing value is replaced by the subject's last value, or else by the training median, of text the most
     frequent level. The columns are standardised. The `feature_<n>` columns are replaced by their first principal
-    components. Three groups of inputs are added: whether a value is missing at this visit; log1p of the years since the
-    visit before and since baseline; the change of each value since the first visit.
+    components. Groups of inputs are added: whether a value is missing at this visit; log1p of the years since the visit
+    before and since baseline; the change of each value since the first visit; if wanted, summaries of its history.
     """
 
     columns: tuple[str, ...]  # F names
@@ -90,10 +91,18 @@ class Preparation:
     seen: Seen | None = None  # None: saved by a version that did not keep it
     coding: Coding = dataclasses.field(default_factory=Coding)  # of the columns of text
     fences: Fences | None = None  # of the F columns, on the logarithm's scale where it is taken; None: not winsorised
+    summaries: Summaries | None = None  # of the G values; None: not among the inputs
+    summary: Scale = dataclasses.field(default_factory=lambda: _no_scale())  # of the summaries
 
     @classmethod
     def fit(
-        cls, table: pd.DataFrame, columns: Sequence[str], *, num_components: int, winsorise: float = 0.0
+        cls,
+        table: pd.DataFrame,
+        columns: Sequence[str],
+        *,
+        num_components: int,
+        winsorise: float = 0.0,
+        summarise: bool = False,
     ) -> "Preparation":
         """Estimate everything from the training subjects' visits.
 
@@ -102,6 +111,7 @@ class Preparation:
             columns: names of the features, of numbers or text.
             num_components: principal components that replace all `feature_<n>` columns; 0 drops these columns.
             winsorise: width of the fences, as in `Fences.fit`, of the columns that are not `feature_<n>`; 0: none.
+            summarise: add the summaries of each visit's history.
         Returns:
             The fitted preparation; it has no more components than the data allow.
         """
@@ -127,11 +137,18 @@ class Preparation:
         for factor in (state_scale.factor, change_scale.factor):  # one for all components: a ridge shrinks small ones
             shared = factor[np.count_nonzero(~_is_image(columns)) :][: len(components)]
             shared[:] = shared.min(initial=np.inf)
-        seen = Seen.of(state[:, : change.shape[1]], table)
-        return dataclasses.replace(draft, state=state_scale, change=change_scale, seen=seen)
+        of_visits = state[:, : change.shape[1]]  # (M, G)
+        fitted = dataclasses.replace(draft, state=state_scale, change=change_scale, seen=Seen.of(of_visits, table))
+        return fitted._with_summaries(of_visits, table) if summarise else fitted
+
+    def _with_summaries(self, values: np.ndarray, table: pd.DataFrame) -> "Preparation":
+        """The same with summaries of the values (M, G); their scale is that of histories of two visits or more."""
+        summaries, is_later = Summaries.fit(values, table), table["subject"].duplicated().to_numpy()
+        later = summaries(values, table)[is_later if is_later.any() else slice(None)]
+        return dataclasses.replace(self, summaries=summaries, summary=Scale.fit(later))
 
     def __call__(self, table: pd.DataFrame, values: np.ndarray | None = None) -> np.ndarray:
-        """Compute the inputs of every visit: the state, then the change since the first visit.
+        """Compute the inputs of every visit: the state, the change since the first visit, the summaries.
 
         Args:
             table: M visits in memory's columns, sorted by subject and visit.
@@ -139,18 +156,26 @@ class Preparation:
         Returns:
             (M, P) float64.
         """
-        state, change = self._state_and_change(table, self.values(table) if values is None else values)
-        return np.concatenate([self.state(state), self.change(change)], axis=1)
+        values = self.values(table) if values is None else values
+        state, change = self._state_and_change(table, values)
+        groups = [self.state(state), self.change(change)]
+        groups += [self.summary(self.summaries(values, table))] if self.summaries is not None else []
+        return np.concatenate(groups, axis=1)
 
     @property
     def num_inputs(self) -> int:
         """P, the number of inputs of a visit."""
-        return len(self.state.centre) + len(self.change.centre)
+        return len(self.state.centre) + len(self.change.centre) + len(self.summary.centre)
 
     @property
     def num_state(self) -> int:
-        """The number of inputs of the state; the changes since the first visit, (M, P - num_state), follow them."""
+        """The number of inputs of the state; the changes since the first visit and the summaries follow them."""
         return len(self.state.centre)
+
+    @property
+    def num_values(self) -> int:
+        """G, the number of values, which is that of the changes too."""
+        return len(self.change.centre)
 
     @property
     def needed(self) -> list[str]:
@@ -181,16 +206,21 @@ class Preparation:
         median = np.asarray(saved["median"], float)
         shape = (len(saved["components"]), int(_is_image(saved["columns"]).sum()))  # K or the image features may be 0
         components = np.asarray(saved["components"], float).reshape(shape)
-        scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in SCALES]
+        fitted = (*SCALES, *(("summary",) if saved.get("summaries") is not None else ()))
+        scales = [Scale(*(np.asarray(saved[name][part], float) for part in ("centre", "factor"))) for name in fitted]
         columns, missing, logged = (tuple(saved[name]) for name in ("columns", "missing", "logged"))
         seen = Seen.from_json(saved["seen"]) if saved.get("seen") is not None else None
         coding = Coding.from_json(saved["coding"]) if "coding" in saved else Coding()
         fences = Fences.from_json(saved["fences"]) if saved.get("fences") is not None else None
-        scale, state, change = scales
+        scale, state, change, *summary = scales
         restored = cls(columns, missing, logged, median, scale, components, state, change, seen, coding, fences)
+        if summary:
+            summaries = Summaries.from_json(saved["summaries"])
+            restored = dataclasses.replace(restored, summaries=summaries, summary=summary[0])
         restored._check_sizes()
         arrays = [median, components, *(array for fitted in scales for array in (fitted.centre, fitted.factor))]
-        arrays += [array for optional in (seen, fences) if optional for array in dataclasses.astuple(optional)]
+        parts = [part for part in (seen, fences, restored.summaries) if part is not None]
+        arrays += [array for part in parts for array in dataclasses.astuple(part)]
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("prepare: expected finite numbers")
         return restored
@@ -206,6 +236,10 @@ class Preparation:
         for array in (self.fences.low, self.fences.high) if self.fences is not None else ():
             if array.shape != self.median.shape:
                 raise ValueError(f"fences: expected {len(self.median)} columns, received {array.shape}")
+        if self.summaries is not None:
+            shapes = [array.shape for array in dataclasses.astuple(self.summaries)]
+            if shapes != [(num_values,)] * len(shapes) or len(self.summary.centre) != num_values * len(NAMES) + 1:
+                raise ValueError(f"summaries: expected {num_values} values, received {shapes}")
         for array in (self.seen.low, self.seen.high, self.seen.spread) if self.seen is not None else ():
             if array.shape != (num_values,):
                 raise ValueError(f"seen: expected {num_values} columns, received {array.shape}")

@@ -28,9 +28,10 @@ def linear_rival(
     grid: Sequence[float],
     *,
     baseline_only: bool = False,
+    with_change: bool = False,
     winsorise: float = 0.0,
 ) -> Model:
-    """Make a rival: a ridge Cox on the last values.
+    """Make a rival: a ridge Cox on the last values, perhaps with their change since the first visit.
 
     Its penalty is chosen on inner folds; then it is fitted on all training subjects.
 
@@ -40,6 +41,7 @@ def linear_rival(
         grid: landmarks, years from baseline, at which one model is trained, stratified by landmark (van Houwelingen
             2007); empty: a model of its own is trained at each landmark that is predicted at.
         baseline_only: use the first visit alone.
+        with_change: use the change since the first visit too.
         winsorise: width of the fences of `Preparation.fit`; 0: none.
     Returns:
         A model for `compare_models`.
@@ -59,8 +61,9 @@ def linear_rival(
             """The ridge Cox of these landmarks, with its baseline hazards."""
             data = Histories.of(train, prepare, landmarks)
             splits = split_rows(data.landmarks, validation, RIVALS_TIES)
-            penalty = min(penalties, key=lambda penalty: fit_link(data.last_values, splits, penalty)[0])
-            link = ridge_cox(data.last_values, landmark_sets(data.landmarks, RIVALS_TIES), penalty)[None]
+            inputs = data.inputs[data.rows] if with_change else data.last_values
+            penalty = min(penalties, key=lambda penalty: fit_link(inputs, splits, penalty)[0])
+            link = ridge_cox(inputs, landmark_sets(data.landmarks, RIVALS_TIES), penalty)[None]
             return Predictor(prepare, landmarks, link).calibrated(data, np.zeros_like(validation), ties=RIVALS_TIES)
 
         def predict(table: pd.DataFrame, landmark: float, years: np.ndarray) -> pd.DataFrame:
@@ -84,12 +87,12 @@ def linear_rivals(
         winsorise: as stage 2's.
     Returns:
         By name: the values of the first visit; the last values (last observation carried forward), with a model for
-        each landmark; the last values, with one model for all landmarks.
+        each landmark; the last values and their change since the first visit, with one model for all landmarks.
     """
     return {
         "baseline_cox": linear_rival(columns, penalties, (), baseline_only=True, winsorise=winsorise),
         "locf_cox": linear_rival(columns, penalties, (), winsorise=winsorise),
-        "linear_supermodel": linear_rival(columns, penalties, grid, winsorise=winsorise),
+        "linear_supermodel": linear_rival(columns, penalties, grid, with_change=True, winsorise=winsorise),
     }
 
 

@@ -5,11 +5,16 @@ A summary at a visit knows that visit and the earlier ones alone. Shapes: M visi
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-NAMES = ("slope", "recent slope", "highest", "lowest", "mean", "log spread")  # of each value, in this order
+NAMES = (  # of each value, in this order
+    *("slope", "recent slope", "highest", "lowest", "mean", "log spread"),
+    *("largest step", "years since it"),  # between two visits, up or down
+)
 LEAST_VISITS = 3  # from which on a spread about the own line is known
 LEAST_VARIANCE = 1e-12  # of values that are standardised, so that the logarithm is finite
 
@@ -19,12 +24,12 @@ class Summaries:
     """How the values of each visit's history are summed up, fitted on training subjects.
 
     A slope is that of the subject's least-squares line, shrunk to the training subjects' mean slope as far as its own
-    visits are too few, too near or too noisy to tell: slope = mean + (S_tv - mean S_tt) / (S_tt + noise / variance),
-    where noise is the variance about the subjects' own lines and variance that of their true slopes.
+    visits are too few, too near or too noisy to tell: slope = mean + trust (S_tv - mean S_tt) / (trust S_tt + 1), where
+    trust is the variance of the true slopes over the variance about the subjects' own lines.
     """
 
     mean_slope: np.ndarray  # (G,) by year
-    shrinkage: np.ndarray  # (G,) noise / variance of the true slopes, years^2
+    trust: np.ndarray  # (G,) years^-2; 0: every slope is the mean
     log_spread: np.ndarray  # (G,) what a spread counts as before it is known
 
     @classmethod
@@ -41,14 +46,18 @@ class Summaries:
         s_tt, s_tv, s_vv = (sums[at_least_two] for sums in (history.s_tt, history.s_tv, history.s_vv))
         degrees = np.maximum(history.count[at_least_two] - 2, 0)
         if not at_least_two.any() or not degrees.any():
-            return cls(*(np.full(values.shape[1], fill) for fill in (0.0, np.inf, np.log(LEAST_VARIANCE) / 2)))
+            return cls(*(np.full(values.shape[1], fill) for fill in (0.0, 0.0, np.log(LEAST_VARIANCE) / 2)))
         noise = np.maximum(s_vv - s_tv**2 / s_tt, 0).sum(axis=0) / degrees.sum()  # (G,)
         mean = s_tv.sum(axis=0) / s_tt.sum()
         # sum S_tt (slope - mean)^2 has the expectation sum (variance S_tt + noise) of N subjects
         variance = np.maximum(((s_tv - mean * s_tt) ** 2 / s_tt - noise).sum(axis=0) / s_tt.sum(), 0.0)
-        shrinkage = np.divide(noise, variance, out=np.full_like(noise, np.inf), where=variance > 0)
         known = history.log_spread()[is_last & (history.count >= LEAST_VISITS)]
-        return cls(mean, shrinkage, np.median(known, axis=0))
+        return cls(mean, variance / np.maximum(noise, LEAST_VARIANCE), np.median(known, axis=0))
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> "Summaries":
+        """Restore what `dataclasses.asdict` gave, after a way through JSON; what is none raises as `Preparation`'s."""
+        return cls(*(np.asarray(saved[field.name], float) for field in dataclasses.fields(cls)))
 
     def __call__(self, values: np.ndarray, table: pd.DataFrame) -> np.ndarray:
         """Sum up each visit's history, (M, Q): NAMES of each value in turn, then the logarithm of the visits' number.
@@ -61,14 +70,13 @@ class Summaries:
         slope = self._shrunk(history.s_tv, history.s_tt)
         gap, step = history.since_last()
         spread = np.where((history.count >= LEAST_VISITS)[:, None], history.log_spread(), self.log_spread)
-        summaries = (slope, self._shrunk(gap * step / 2, gap**2 / 2), *history.extremes(), history.mean, spread)
+        recent = self._shrunk(gap * step / 2, gap**2 / 2)
+        summaries = (slope, recent, *history.extremes(), history.mean, spread, *history.largest_step(step))
         return np.concatenate([np.stack(summaries, axis=2).reshape(len(values), -1), np.log(history.count)[:, None]], 1)
 
     def _shrunk(self, s_tv: np.ndarray, s_tt: np.ndarray) -> np.ndarray:
         """(M, G) slopes of lines with these sums of squares (M, 1) and products (M, G)."""
-        with np.errstate(invalid="ignore"):
-            own = (s_tv - self.mean_slope * s_tt) / (s_tt + self.shrinkage)
-        return self.mean_slope + np.where(s_tt + np.zeros_like(own) > 0, own, 0.0)
+        return self.mean_slope + self.trust * (s_tv - self.mean_slope * s_tt) / (self.trust * s_tt + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +97,7 @@ class _History:
         """Of the M visits of a table, with `subject, visit_time`, sorted by subject and visit."""
         subject, years = table["subject"].to_numpy(), table[["visit_time"]].to_numpy(float)
         first = np.append(True, subject[1:] != subject[:-1])
-        start = np.maximum.accumulate(
-            np.where(first, np.arange(len(first)), 0)
-        )  # (M,) row of the subject's first visit
+        start = np.maximum.accumulate(np.where(first, np.arange(len(first)), 0))  # (M,) row of the first visit
         count = np.arange(len(first)) - start + 1
         t, v = years - years[start], values - values[start]  # about the first visit, so that sums stay exact
 
@@ -102,11 +108,8 @@ class _History:
 
         n = count[:, None]
         mean_t, mean_v = so_far(t) / n, so_far(v) / n
-        s_tt, s_tv, s_vv = (
-            so_far(t**2) - n * mean_t**2,
-            so_far(t * v) - n * mean_t * mean_v,
-            so_far(v**2) - n * mean_v**2,
-        )
+        s_tt, s_tv = so_far(t**2) - n * mean_t**2, so_far(t * v) - n * mean_t * mean_v
+        s_vv = so_far(v**2) - n * mean_v**2
         return cls(values, years, first, count, values[start] + mean_v, np.maximum(s_tt, 0), s_tv, np.maximum(s_vv, 0))
 
     def since_last(self) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +121,14 @@ class _History:
         """Highest and lowest values so far, (M, G) each."""
         by_subject = pd.DataFrame(self.values).groupby(np.cumsum(self.first))
         return by_subject.cummax().to_numpy(), by_subject.cummin().to_numpy()
+
+    def largest_step(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The largest of the steps (M, G) so far, up or down, and the years since its later visit, (M, G) each."""
+        subject, size = np.cumsum(self.first), pd.DataFrame(np.abs(step))
+        is_record = size.to_numpy() == size.groupby(subject).cummax().to_numpy()
+        last_record = pd.DataFrame(np.where(is_record, np.arange(len(step))[:, None], -1)).groupby(subject).cummax()
+        place = last_record.to_numpy()  # (M, G) rows
+        return np.take_along_axis(step, place, axis=0), self.years - self.years[place, 0]
 
     def log_spread(self) -> np.ndarray:
         """(M, G) logarithm of the standard deviation about the line so far; meaningless below LEAST_VISITS."""

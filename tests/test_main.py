@@ -54,7 +54,7 @@ def test_every_promised_file_is_there(finished):
 
 def test_the_table_at_the_end(finished):
     told = finished[0].stdout
-    for line in ("one scan (ResNet-18)", "history (T-LSTM)", "oracle, last scan", "6 test subjects", "95 % interval"):
+    for line in ("one scan (ResNet-18)", "history (stage 2)", "oracle, last scan", "6 test subjects", "95 % interval"):
         assert line in told
 
 

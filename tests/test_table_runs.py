@@ -90,14 +90,14 @@ def test_a_run_leaves_its_record_and_page_and_prints_its_result(both):
     assert set(single["metrics"]) == {"tlstm", "baselines", "columns"} and set(single["metrics"]["baselines"]) == {
         "covariates"
     }
-    for words in ("history (T-LSTM)", "covariates", "test subjects", f"Everything is in {folder / 'o'}; begin with"):
+    for words in ("history (stage 2)", "covariates", "test subjects", f"Everything is in {folder / 'o'}; begin with"):
         assert words in single["out"]
     log = (folder / "o" / "run.log").read_text()
     assert [log.count(line) for line in ("tlstm: begins", "link: ", "tlstm: done", "cv: begins", "cv: done")] == [1] * 5
 
 
 def test_the_page_of_a_run_speaks_of_a_table(both):
-    for words in ("Who has the event, and when", "history (T-LSTM)", "covariates", 'id="calibration"', 'id="cohort"'):
+    for words in ("Who has the event, and when", "history (stage 2)", "covariates", 'id="calibration"', 'id="cohort"'):
         assert words in both[1]["page"]
     assert "This run does not have" not in both[1]["page"] and "simulated" not in both[1]["page"]
 

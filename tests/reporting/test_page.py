@@ -121,7 +121,7 @@ def test_it_is_the_same_page_again(written):
 # ---- Numbers
 def test_the_numbers_are_those_of_metrics_json(whole):
     page, figures = page_of(whole), json.loads((whole / "metrics.json").read_text())["tlstm"]["test"]
-    cells = page.row("history (T-LSTM)")
+    cells = page.row("history (stage 2)")
     c = figures["c_index"]
     assert cells[1] == f"{c['value']:.3f} ({c['low']:.3f} to {c['high']:.3f})"
     assert cells[4].startswith(f"{figures['auc']['3.0']['value']:.3f} ")
@@ -133,7 +133,7 @@ def test_the_numbers_are_those_of_metrics_json(whole):
 def test_models_stand_in_the_order_of_their_c_index(whole):
     page = page_of(whole)
     models = [row[0].strip() for row in page.rows[1:4]]
-    assert models == ["history (T-LSTM)", "cox last slope", "one scan (ResNet-18)"]
+    assert models == ["history (stage 2)", "cox last slope", "one scan (ResNet-18)"]
     assert "Another model does better" not in page.words
 
 
@@ -160,7 +160,7 @@ def test_differences_from_the_best_baseline(run):
     change(run / "metrics.json", lambda metrics: metrics["tlstm"]["test"].update(difference=gain))
     page = page_of(run)
     assert page.rows[0][:4] == ["model", "C-index", "difference", "Uno's C"]
-    assert page.row("history (T-LSTM)")[2] == "0.061 (0.012 to 0.109)" and page.row("cox last slope")[2] == ""
+    assert page.row("history (stage 2)")[2] == "0.061 (0.012 to 0.109)" and page.row("cox last slope")[2] == ""
     assert "Difference: of the C-index from cox last slope, on the same resamples" in page.words
     assert len({len(row) for row in page.rows[:4]}) == 1
 
@@ -181,7 +181,7 @@ def test_the_caveats(run):
     assert "simulated" not in page.words.split("Models")[0] and "With fewer than" not in page.words
     assert "Predicted risks at 2 years are too extreme: calibration slope 0.40 (0.20 to 0.60)." in page.words
     assert "could not be computed are left empty: a reason <i>" in page.words
-    assert page.row("history (T-LSTM)")[2] == "- a"
+    assert page.row("history (stage 2)")[2] == "- a"
 
 
 def test_reasons_stand_on_the_page_once_each(run):
@@ -195,7 +195,7 @@ def test_reasons_stand_on_the_page_once_each(run):
 
     change(run / "metrics.json", leave_out)
     page = page_of(run)
-    row = page.row("history (T-LSTM)")
+    row = page.row("history (stage 2)")
     assert row[1].split()[1] == "a" and (row[2], row[6]) == ("- b", "- b")
     assert page.row("oracle: longitudinal")[1].split()[1] == "c"
     assert "a two tied <pairs>b nobody is leftc of the truth" in page.words
@@ -223,7 +223,7 @@ def test_cross_validation_is_shown_where_there_is_one(run):
     }
     change(run / "metrics.json", lambda metrics: metrics.update(cv={"2.0+3.0": window}))
     page = page_of(run)
-    ours = [row for row in page.rows if row and row[0] == "history (T-LSTM)"][-1]
+    ours = [row for row in page.rows if row and row[0] == "history (stage 2)"][-1]
     assert ours[1:] == ["0.800 (0.020)"] * 3 + [""] * 3
     assert page.row("locf cox")[1:] == ["-"] * 3 + ["0.100 (0.050)", "\N{MINUS SIGN}0.200 (-)", "-"]
     assert page.row("lstm")[1:] == ["0.700 (-)"] * 3 + [""] * 3

@@ -50,8 +50,8 @@ def test_each_landmark_has_its_table_and_they_share_their_notes(at_landmarks):
     tables = page_models.model_tables(RunFolder.read(at_landmarks))
     assert [table["title"] for table in tables] == ["predicted at year 1", "predicted at year 2.5"]
     assert [[row["name"] for row in table["rows"]] for table in tables] == [
-        ["history (T-LSTM)", "locf cox"],
-        ["locf cox", "history (T-LSTM)"],
+        ["history (stage 2)", "locf cox"],
+        ["locf cox", "history (stage 2)"],
     ]
     assert page_models.notes_of(tables)["nobody is left"] == "a"
     assert len(page_models.notes_of(tables)) == len(set(page_models.notes_of(tables).values()))

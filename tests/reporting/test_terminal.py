@@ -27,7 +27,7 @@ def test_the_closing_table_has_a_line_a_model():
     assert closing_table(metrics()).splitlines() == [
         "test part             C-index  95 % interval   AUC 2 y  AUC 5 y  IBS    C less cox last slope",
         "one scan (ResNet-18)  0.700    0.600 to 0.800  0.900    -        0.123  - (-)",
-        "history (T-LSTM)      0.750    0.650 to 0.850  0.900    -        0.123  +0.050 (-0.010 to +0.110)",
+        "history (stage 2)     0.750    0.650 to 0.850  0.900    -        0.123  +0.050 (-0.010 to +0.110)",
         "cox last slope        0.720    -               0.900    -        0.123",
         "oracle, longitudinal  0.900    0.850 to 0.950",
         "40 test subjects, 20 of them with an event.",

@@ -25,16 +25,18 @@ def naive(summaries, values, table):
         years, known = table["visit_time"][so_far].to_numpy(), values[so_far]
         row = []
         for column in range(values.shape[1]):
-            own, mean, shrinkage = known[:, column], summaries.mean_slope[column], summaries.shrinkage[column]
+            own, mean, trust = known[:, column], summaries.mean_slope[column], summaries.trust[column]
             slopes = []
             for t, v in ((years, own), (years[-2:], own[-2:])):
                 s_tt, s_tv = ((t - t.mean()) ** 2).sum(), ((t - t.mean()) * (v - v.mean())).sum()
-                slopes.append(mean + (s_tv - mean * s_tt) / (s_tt + shrinkage) if len(t) > 1 else mean)
+                slopes.append(mean + trust * (s_tv - mean * s_tt) / (trust * s_tt + 1))
             spread = summaries.log_spread[column]
             if len(own) > 2:
                 residuals = own - np.polyval(np.polyfit(years, own, 1), years)
                 spread = np.log(np.sqrt((residuals**2).sum() / (len(own) - 2)))
-            row += [*slopes, own.max(), own.min(), own.mean(), spread]
+            steps = np.diff(own, prepend=own[:1])
+            largest = len(own) - 1 - int(np.abs(steps)[::-1].argmax())  # the latest of equal ones
+            row += [*slopes, own.max(), own.min(), own.mean(), spread, steps[largest], years[-1] - years[largest]]
         rows.append([*row, np.log(len(years))])
     return np.array(rows)
 
@@ -55,19 +57,19 @@ def test_a_later_visit_changes_no_earlier_summary():
     np.testing.assert_allclose(alone, whole[earlier], rtol=1e-9, atol=1e-9)
 
 
-def test_the_shrinkage_is_the_noise_over_the_variance_of_the_slopes():
+def test_the_trust_is_the_variance_of_the_slopes_over_the_noise():
     table, values = visits_of(np.random.default_rng(2), num_subjects=4000, noise=0.3)
     summaries = Summaries.fit(values, table)
     assert summaries.mean_slope[0] == pytest.approx(1, abs=0.05)
-    assert summaries.shrinkage[0] == pytest.approx(0.3**2 / 0.5**2, rel=0.15)
-    assert summaries.shrinkage[1] > 50  # noise alone has no slopes of its own
+    assert summaries.trust[0] == pytest.approx(0.5**2 / 0.3**2, rel=0.15)
+    assert summaries.trust[1] < 0.02  # noise alone has no slopes of its own
 
 
 def test_a_shrunken_slope_is_nearer_to_the_true_one():
     rng = np.random.default_rng(3)
     table, values = visits_of(rng, num_subjects=500, most=3, noise=0.8)
     slopes = Summaries.fit(values, table)(values, table)[:, 0]
-    plain = Summaries(np.zeros(2), np.zeros(2), np.zeros(2))(values, table)[:, 0]
+    plain = Summaries(np.zeros(2), np.full(2, 1e9), np.zeros(2))(values, table)[:, 0]
     truth = np.random.default_rng(3)
     true = []
     for _ in range(500):  # drawn as in visits_of
