@@ -51,7 +51,7 @@ from survival.columns import usable_columns
 from survival.cox import RiskSets
 from survival.landmarks import Histories, Visits, cut_at_landmarks, landmark_grid
 from survival.link import INNER_FOLDS, Link, LinkSettings, choose_link, split_rows, stack_seeds
-from survival.outputs import merge_metrics, write_predicted, write_splits
+from survival.outputs import merge_metrics, with_attention, write_predicted, write_splits
 from survival.predictor import Correction, Predictor, curve_years, predict_by_visit
 from survival.rivals import linear_rivals, predict_parts
 from survival.saved_model import read_model, write_model
@@ -553,16 +553,17 @@ def run(config: Config, threads: int) -> TableRecord | None:
             """Predict every part."""
             return {name: predictor.predict(part, config.LANDMARKS, years=years) for name, part in parts.items()}
 
-        predicted = predict(predictor)
+        predicted, of_arms = predict(predictor), {name: predict(arm) for name, arm in predictor.arms.items()}
         by_visit = None if config.LANDMARKS else predict_by_visit(predictor, parts["test"], years)
         save(predictor, config.OUTPUT_DIR / "tlstm")
-        write_predicted(config.OUTPUT_DIR / "tlstm", predicted, by_visit, history)
+        shown = with_attention(predicted, of_arms.get("tlstm", predicted))
+        write_predicted(config.OUTPUT_DIR / "tlstm", shown, by_visit, history)
         rivals = linear_rivals(columns.used, config.PENALTIES, grid, winsorise=config.WINSORISE)
         used = {name: part.filter([*tables.OUR_COLUMNS, *columns.used]) for name, part in parts.items()}
         figures = stage2_figures(
             *(config, used),
             predicted=predicted,
-            arms={name: predict(arm) for name, arm in predictor.arms.items()},
+            arms=of_arms,
             weights=weights_of(predictor),
             rivals=lambda: predict_parts(rivals, learned, validation, parts, config.LANDMARKS, years),
         )

@@ -95,7 +95,8 @@ def _test_figures(run: RunFolder, test_metrics: dict[str, Any]) -> Iterator[Page
     by_visit = test if run.predicted_by_visit is None else run.predicted_by_visit
     figure = figures.individuals(by_visit, run.visit_times("test"))
     yield PageFigure("individuals", "Four subjects", CAPTIONS["individuals"], figure)
-    if any(name.startswith(figures.ATTENTION_COLUMN) for name in test.columns):
+    has_weight = run.metrics.get("arms", {}).get("tlstm", {}).get("weight", 1.0) > 0
+    if has_weight and any(name.startswith(figures.ATTENTION_COLUMN) for name in test.columns):
         yield PageFigure("attention", "Attention", CAPTIONS["attention"], figures.attention(test, cut))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 Ties = Literal["efron", "breslow"]
 NEWTON_STEPS = 50  # at most
 HALVINGS = 30  # of one step, at most
+ROUNDING = 1e-15  # share of the loss
 TOLERANCE = 1e-9  # of the gradient per event; below it the search ends
 
 
@@ -179,6 +180,8 @@ def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:
         if np.abs(gradient).max() < TOLERANCE:
             break
         step = np.linalg.solve(hessian, gradient)
+        if gradient @ step < ROUNDING * abs(loss):
+            break  # twice what the step would gain: less than a float can show
         for halving in range(HALVINGS):
             trial = penalised(coefficients - step / 2**halving)
             if trial[0] <= loss:

@@ -45,7 +45,8 @@ class Trained:
     @classmethod
     def of(cls, predictor: Predictor, history: pd.DataFrame) -> "Trained":
         """Take a predictor of stage 2 with the history of its training, a row an epoch."""
-        return cls(lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years), history)
+        known = history if len(history) else None
+        return cls(lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years), known)
 
 
 Model = Callable[[pd.DataFrame, np.ndarray], Trained]  # fits: visits of N subjects, (S, N) bool validation

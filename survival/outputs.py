@@ -31,6 +31,24 @@ def write_predicted(
     write_csv(history, folder / "history.csv")
 
 
+def with_attention(
+    predicted: Mapping[str, pd.DataFrame], of_network: Mapping[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Add the T-LSTM's attention to a stack's predictions in which it has no weight.
+
+    Args:
+        predicted: by part, as `Predictor.predict` gives it.
+        of_network: likewise, by the T-LSTM alone.
+    Returns:
+        The predictions, all with the columns `attention_<visit>` where the T-LSTM has attention.
+    """
+    joined = {}
+    for part, table in predicted.items():
+        attention = of_network[part].filter(regex=r"^attention_\d+$")
+        joined[part] = table if attention.columns.isin(table.columns).any() else table.join(attention)
+    return joined
+
+
 def write_splits(folder: Path, parts: Mapping[str, pd.DataFrame], time_unit: TimeUnit) -> None:
     """Write who is in which part: `train.csv`, `val.csv` and `test.csv`.
 

@@ -102,9 +102,8 @@ class _History:
         t, v = years - years[start], values - values[start]  # about the first visit, so that sums stay exact
 
         def so_far(terms: np.ndarray) -> np.ndarray:
-            """Running sums of (M, .) within each subject; the terms of a first visit are 0."""
-            total = np.cumsum(terms, axis=0)
-            return total - total[start]
+            """Running sums of (M, .) within each subject, to the same bits whoever else is in the table."""
+            return pd.DataFrame(terms).groupby(np.cumsum(first)).cumsum().to_numpy(float)
 
         n = count[:, None]
         mean_t, mean_v = so_far(t) / n, so_far(v) / n
@@ -127,7 +126,7 @@ class _History:
         subject, size = np.cumsum(self.first), pd.DataFrame(np.abs(step))
         is_record = size.to_numpy() == size.groupby(subject).cummax().to_numpy()
         last_record = pd.DataFrame(np.where(is_record, np.arange(len(step))[:, None], -1)).groupby(subject).cummax()
-        place = last_record.to_numpy()  # (M, G) rows
+        place = last_record.to_numpy(int)  # (M, G) rows
         return np.take_along_axis(step, place, axis=0), self.years - self.years[place, 0]
 
     def log_spread(self) -> np.ndarray:

@@ -20,14 +20,14 @@ from cohort.splits import PARTS, split_subjects
 from config import Config
 from runs.errors import InputError
 from runs.files import ROOT, write_json
-from survival import cox, crossval, preparation, rivals
+from survival import cox, crossval, preparation, rivals, saved_model
 from survival.estimates import breslow
 from survival.landmarks import Histories
 from survival.link import inner_folds, split_rows
 from survival.predictor import attention_weights
 from tests.oracles.tlstm_slopes import slope_table
 
-SHIPPED = tlstm.Settings.of(Config())
+SHIPPED = tlstm.Settings.of(Config(STAGE2="tlstm"))
 QUICK = dataclasses.replace(SHIPPED, num_seeds=2, hidden=4, epochs=3, components=(2,), penalties=(0.1,))
 YEARS = np.array([1.0, 2.0, 3.0])
 
@@ -231,7 +231,9 @@ def test_a_table_is_prepared_once_for_each_number_of_components(rng, monkeypatch
     prepared = []
     prepare = preparation.Preparation.__call__
     monkeypatch.setattr(
-        preparation.Preparation, "__call__", lambda self, table: prepared.append(len(table)) or prepare(self, table)
+        preparation.Preparation,
+        "__call__",
+        lambda self, *given: prepared.append(len(given[0])) or prepare(self, *given),
     )
     table = random_table(rng)
     fitted(table, dataclasses.replace(QUICK, components=(0, 2)))
@@ -430,8 +432,8 @@ def test_a_model_saved_before_there_were_fences_is_read(rng, tmp_path):
     tlstm.save(predictor, tmp_path)
     model = json.loads((tmp_path / "model.json").read_text())
     del model["settings"]["winsorise"], model["prepare"]["fences"], model["format"], model["digests"]
-    digests = tlstm._digests(model, (tmp_path / "model.pt").read_bytes())
-    write_json(tmp_path / "model.json", {"format": tlstm.FORMAT, "digests": digests, **model})
+    digests = saved_model._digests(model, (tmp_path / "model.pt").read_bytes())
+    write_json(tmp_path / "model.json", {"format": saved_model.FORMAT, "digests": digests, **model})
     restored = tlstm.load(tmp_path)
     pd.testing.assert_frame_equal(restored.predict(table, years=YEARS), predictor.predict(table, years=YEARS))
 

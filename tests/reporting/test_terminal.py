@@ -49,7 +49,7 @@ def test_each_landmark_has_its_table():
     first, second = landmark_tables({"0": ours, "2.5": later}).split("\n\n")
     assert first.splitlines()[0] == "Predicted at year 0" and second.splitlines()[0] == "Predicted at year 2.5"
     assert first.split("\n", 1)[1] == closing_table({"tlstm": ours})
-    assert "0.600" in second and "locf cox          0.650" in second
+    assert "0.600" in second and "locf cox           0.650" in second
 
 
 def test_the_table_of_folds_has_the_mean_and_each_fold():

@@ -47,7 +47,7 @@ def test_a_visit_at_the_end_of_follow_up_is_not_the_last_one(features):
 
 def test_the_slope_helps_where_the_hazard_is_in_it(features):
     models = baselines.predict_cox_models(features, YEARS)
-    assert set(models) == {"cox_last_slope", "elastic_net_features"}
+    assert set(models) == {"cox_last", "cox_last_slope", "elastic_net_features"}
     one_scan = c_index(baselines.predict_last_scan(features, YEARS)["test"])
     assert c_index(models["cox_last_slope"]["test"]) > one_scan + 0.03
     assert abs(c_index(models["elastic_net_features"]["test"]) - one_scan) < 0.1

@@ -58,7 +58,7 @@ def test_every_part_is_evaluated_with_the_training_part_as_reference(stage2):
 def test_each_landmark_is_evaluated_by_itself(stage2):
     later = {part: table.assign(landmark=2.0, log_hazard=-table["log_hazard"]) for part, table in stage2.items()}
     both = {part: pd.concat([stage2[part], later[part]], ignore_index=True) for part in stage2}
-    figures = evaluation.evaluate_landmarks(both, {}, (1.0, 2.0), SETTINGS)
+    figures = evaluation.evaluate_landmarks(both, {}, (1.0, 2.0), SETTINGS, arms={}, weights={})
     assert figures == {
         "1": evaluation.evaluate_parts(stage2, SETTINGS) | {"baselines": {}},
         "2": evaluation.evaluate_parts(later, SETTINGS) | {"baselines": {}},
@@ -73,7 +73,7 @@ def test_rivals_are_evaluated_at_the_same_landmark(stage2):
         {part: pd.concat([first[part], later[part]], ignore_index=True) for part in stage2}
         for first in (stage2, turned)
     )
-    figures = evaluation.evaluate_landmarks(ours, {"rival": rival}, (1.0, 2.0), SETTINGS)
+    figures = evaluation.evaluate_landmarks(ours, {"rival": rival}, (1.0, 2.0), SETTINGS, arms={}, weights={})
     c_index = figures["1"]["test"]["c_index"]["value"]
     assert figures["1"]["baselines"]["rival"]["test"]["c_index"]["value"] == pytest.approx(1 - c_index)
     assert figures["1"]["test"]["difference"]["from"] == "rival"
@@ -85,7 +85,7 @@ def test_a_run_has_every_model_and_each_part_of_the_stages(features, stage2, tru
     metrics = evaluation.evaluate_run(features, stage2, SETTINGS, truth=truth)
     assert list(metrics) == ["cnn", "tlstm", "baselines", "oracle"]
     assert set(metrics["cnn"]) == set(metrics["tlstm"]) == {"train", "val", "test"}
-    assert set(metrics["baselines"]) == {"cox_last_slope", "elastic_net_features"}
+    assert set(metrics["baselines"]) == {"cox_last", "cox_last_slope", "elastic_net_features"}
     assert all(set(figures) == {"test"} for figures in metrics["baselines"].values())
     assert set(metrics["oracle"]) == {"last_scan", "longitudinal"}
     assert metrics["oracle"]["longitudinal"]["value"] == 1.0  # the truth here is the time itself

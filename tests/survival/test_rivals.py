@@ -31,7 +31,7 @@ def test_the_linear_rivals_are_named_and_see_what_they_may(rng):
     alone = {
         "baseline_cox": rivals.linear_rival(COLUMNS, (0.1,), (), baseline_only=True),
         "locf_cox": rivals.linear_rival(COLUMNS, (0.1,), ()),
-        "linear_supermodel": rivals.linear_rival(COLUMNS, (0.1,), (0.5, 1.0)),
+        "linear_supermodel": rivals.linear_rival(COLUMNS, (0.1,), (0.5, 1.0), with_change=True),
     }
     named = rivals.linear_rivals(COLUMNS, (0.1,), (0.5, 1.0))
     assert list(named) == list(alone)

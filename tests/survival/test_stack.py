@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_arms import cohort, fit
+from arm_samples import cohort, fit
 
 from survival.arms import ARMS
 from survival.boosting import BoostedCox
