@@ -44,6 +44,23 @@ def _of_stage(name: StageName, *, but: Collection[str] = ()) -> tuple[str, ...]:
     return tuple(setting for setting in STAGES[name].settings if setting not in but)
 
 
+_OF_T_LSTM = (
+    *("POOL", "NUM_SEEDS", "HIDDEN", "TLSTM_DROPOUT", "TLSTM_LEARNING_RATE", "TLSTM_WEIGHT_DECAY"),
+    *("TLSTM_EPOCHS", "TLSTM_PATIENCE"),
+)
+_STAGE_2 = ("with the stage tlstm, explain or report", _runs_any("tlstm", "explain", "report"))
+
+
+def _has_t_lstm(settings: Settings) -> bool:
+    return settings.STAGE2 != "link"
+
+
+def _has_corrected_link(settings: Settings) -> bool:
+    return settings.STAGE2 == "tlstm"
+
+
+_OF_STAGE_2 = _of_stage("tlstm", but=("LANDMARK_STEP", "LINK", *_OF_T_LSTM))
+
 EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands under one rule of each
     "main.py": (
         Rule("always", _always, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "TIME_UNIT", "OUTPUT_DIR")),
@@ -60,11 +77,13 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("with DISTRIBUTE", lambda s: s.DISTRIBUTE != "none", ("DEVICES",)),
         Rule("with LANDMARKS", lambda s: bool(s.LANDMARKS), ("LANDMARK_STEP",)),
         Rule("with a stage after cnn", lambda s: {*s.STAGES} != {"cnn"}, _of_stage("features")),
+        Rule(*_STAGE_2, _OF_STAGE_2),
         Rule(
-            "with the stage tlstm, explain or report",
-            _runs_any("tlstm", "explain", "report"),
-            _of_stage("tlstm", but=("LANDMARK_STEP",)),
+            f"{_STAGE_2[0]}, and a T-LSTM, which STAGE2=link has not",
+            lambda s: _STAGE_2[1](s) and _has_t_lstm(s),
+            _OF_T_LSTM,
         ),
+        Rule(f"{_STAGE_2[0]}, and STAGE2=tlstm", lambda s: _STAGE_2[1](s) and _has_corrected_link(s), ("LINK",)),
         Rule("with the stage explain", _runs_any("explain"), _of_stage("explain")),
         Rule("in tlstm.py", _never, ("FEATURES", "WINDOWS", "REPEATS")),
         Rule("in predict.py", _never, ("PREDICT_CSV",)),
@@ -72,7 +91,9 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
     "tlstm.py": (
         Rule("always", _always, ("FEATURES", "FOLDS", "OUTPUT_DIR", "TIME_UNIT", "SIMILAR_IDS", "MAX_HOURS")),
         Rule("always", _always, ("SEED", "TIES")),
-        Rule("always", _always, _of_stage("tlstm", but=("LANDMARK_STEP", "HORIZONS", "NUM_RESAMPLES"))),
+        Rule("always", _always, tuple(name for name in _OF_STAGE_2 if name not in ("HORIZONS", "NUM_RESAMPLES"))),
+        Rule("with a T-LSTM, which STAGE2=link has not", _has_t_lstm, _OF_T_LSTM),
+        Rule("with STAGE2=tlstm", _has_corrected_link, ("LINK",)),
         Rule("with LANDMARKS", lambda s: bool(s.LANDMARKS), ("LANDMARK_STEP",)),
         Rule("without FOLDS", lambda s: not s.FOLDS, ("HORIZONS", "NUM_RESAMPLES")),
         Rule("with FOLDS", lambda s: bool(s.FOLDS), ("WINDOWS", "REPEATS")),

@@ -163,7 +163,7 @@ class _Candidates:
             """(C, P) coefficients for each choice of inputs, (P,) bool, and each penalty; 0 for an input not chosen."""
             fits = np.zeros((len(choices), len(settings.penalties), inputs.shape[1]))
             for of_choice, is_seen in zip(fits, choices, strict=True):
-                for row, penalty in zip(of_choice, settings.penalties, strict=True):
+                for row, penalty in zip(of_choice, settings.penalties if is_seen.any() else (), strict=False):
                     row[is_seen] = ridge_cox(inputs[:, is_seen], sets, penalty)
             return fits.reshape(-1, inputs.shape[1])
 

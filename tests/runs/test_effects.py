@@ -47,6 +47,9 @@ IDLE = [
         ["--DECIMAL=comma", "--TEST_RATIO=0.3", "--SHAP_NSAMPLES=9"],
         ["DECIMAL", "TEST_RATIO", "SHAP_NSAMPLES"],
     ),
+    ("tlstm.py", ["--STAGE2=link", "--HIDDEN=4", "--LINK=off", "--COMPONENTS=[2]"], ["HIDDEN", "LINK"]),
+    ("tlstm.py", ["--STAGE2=tlstm", "--HIDDEN=4", "--LINK=off"], []),
+    ("main.py", ["--LINK=off", "--HIDDEN=4"], ["LINK"]),
     ("predict.py", ["--FOLDS=3", "--HIDDEN=4"], []),
 ]
 
