@@ -352,15 +352,13 @@ def _fit_arms(
     if settings.stage2 == "link":
         link = Predictor(arms.prepare, tuple(grid), arms.link[None])
         history = pd.DataFrame(columns=["epoch", "train_loss", "val_loss"])
-        of_link = held_out.log_hazards[:, 0]
-        return link.calibrated_on(of_link, rows, ties=ties, recalibrate=recalibrate), history
-    rounds = -(-settings.num_seeds // INNER_FOLDS)
-    settings = dataclasses.replace(settings, num_seeds=rounds * INNER_FOLDS, link=False)
-    out = np.tile(held_out.folds, (rounds, 1))  # (S, N)
+        return link.calibrated_on(held_out.log_hazards[:, 0], rows, ties=ties, recalibrate=recalibrate), history
+    out = np.tile(held_out.folds, (-(-settings.num_seeds // INNER_FOLDS), 1))  # (S, N)
+    settings = dataclasses.replace(settings, num_seeds=len(out), link=False)
     network = TLSTM(arms.prepare.num_inputs, settings).to(DEVICE)
     no_link = np.zeros((settings.num_seeds, arms.prepare.num_inputs))
-    splits = split_rows(rows, out, ties)
-    history = _train(network, Link(math.nan, no_link, arms.prepare, held_out.data, splits), progress=progress)
+    begin = Link(math.nan, no_link, arms.prepare, held_out.data, split_rows(rows, out, ties))
+    history = _train(network, begin, progress=progress)
     of_network = np.average(network.correct(held_out.data)[0], axis=0, weights=out[:, rows.subject])
     predictor = fit_stack(arms, held_out, network, of_network, grid=grid, recalibrate=recalibrate)
     named = ", ".join(f"{name} {weight:.2f}" for name, weight in weights_of(predictor).items())
@@ -575,19 +573,25 @@ def run(config: Config, threads: int) -> TableRecord | None:
 
 
 def models_of(config: Config, columns: Sequence[str], grid: Sequence[float]) -> dict[str, crossval.Model]:
-    """Make the models of a cross-validation by name: ours, its rivals, and the link alone."""
+    """Make the models of a cross-validation by name: ours, its rivals, the link alone."""
+    settings, last = Settings.of(config), crossval.LastFit()
 
     def fitted(settings: Settings) -> crossval.Model:
         def fit_network(train: pd.DataFrame, validation: np.ndarray) -> crossval.Trained:
-            return crossval.Trained.of(*fit(train, validation, columns, grid=grid, settings=settings))
+            predictor, history = fit(train, validation, columns, grid=grid, settings=settings)
+            last.keep(train, predictor)
+            return crossval.Trained.of(predictor, history)
 
         return fit_network
 
-    settings = Settings.of(config)
+    def link(train: pd.DataFrame, validation: np.ndarray) -> crossval.Trained:
+        alone = fitted(dataclasses.replace(settings, stage2="link"))
+        return last.arm("link", train) or alone(train, validation)
+
     return {
         crossval.OUR_MODEL: fitted(settings),
         **linear_rivals(columns, config.PENALTIES, grid, winsorise=config.WINSORISE),
-        "link": fitted(dataclasses.replace(settings, stage2="link")),
+        "link": link,
         "lstm": fitted(dataclasses.replace(settings, stage2="tlstm", time_aware=False)),
     }
 

@@ -163,8 +163,9 @@ class _Candidates:
             """(C, P) coefficients for each choice of inputs, (P,) bool, and each penalty; 0 for an input not chosen."""
             fits = np.zeros((len(choices), len(settings.penalties), inputs.shape[1]))
             for of_choice, is_seen in zip(fits, choices, strict=True):
-                for row, penalty in zip(of_choice, settings.penalties if is_seen.any() else (), strict=False):
-                    row[is_seen] = ridge_cox(inputs[:, is_seen], sets, penalty)
+                seen, beta = inputs[:, is_seen], np.zeros(np.count_nonzero(is_seen))
+                for row, penalty in zip(of_choice, settings.penalties, strict=True):
+                    row[is_seen] = beta = ridge_cox(seen, sets, penalty, start=beta) if len(beta) else beta
             return fits.reshape(-1, inputs.shape[1])
 
         families = [_choices_of_inputs(prepare, of_values) for of_values in _families(prepare, settings.components)]

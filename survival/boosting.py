@@ -14,6 +14,7 @@ from survival.cox import RiskSets, expected_events
 
 DEPTH = 2  # of a tree: pairs of inputs at most
 RATE = 0.05  # share of each tree's Newton step that is taken
+SHARE = 1 / 3  # of the inputs, drawn at each node: trees that differ, in a third of the time
 LEAST_ROWS = 10  # of a leaf
 SHRINKAGE = 1.0  # expected events that are added to each leaf's: a leaf of few is shrunk to 0
 LEAF = -1  # stands for the input of a node that is a leaf
@@ -44,9 +45,11 @@ class BoostedCox:
         from sklearn.tree import DecisionTreeRegressor  # slow to import
 
         inputs, log_hazard, trees = inputs.astype(np.float32), np.zeros(len(inputs)), []
-        for _ in range(num_trees):
+        for number in range(num_trees):
             expected = np.maximum(expected_events(log_hazard, sets), np.finfo(float).tiny)
-            tree = DecisionTreeRegressor(max_depth=DEPTH, min_samples_leaf=LEAST_ROWS, random_state=0)
+            tree = DecisionTreeRegressor(
+                max_depth=DEPTH, min_samples_leaf=LEAST_ROWS, max_features=SHARE, random_state=number
+            )
             tree.fit(inputs, (event - expected) / expected, sample_weight=expected)
             leaf = tree.apply(inputs)
             nodes = tree.tree_.node_count

@@ -155,13 +155,14 @@ def _weigh(log_hazard: np.ndarray, sets: RiskSets) -> tuple[float, np.ndarray, n
     return float(loss), weight, at_risk, total
 
 
-def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:
+def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float, start: np.ndarray | None = None) -> np.ndarray:
     """Fit the ridge Cox by Newton steps.
 
     Args:
         inputs: (R, P) float64, standardised.
         sets: risk sets of the rows.
         penalty: > 0, weight of half the squared norm of the coefficients, beside the mean loss per event.
+        start: (P,) where the search begins; None: at 0.
     Returns:
         (P,) beta, which minimises loss + penalty / 2 * |beta|^2; 0 without an event.
     Source: Verweij and van Houwelingen (1994). lifelines' `penalizer` is penalty * events / rows.
@@ -169,6 +170,8 @@ def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float) -> np.ndarray:
     coefficients = np.zeros(inputs.shape[1])
     if len(sets.event) == 0:
         return coefficients
+    if start is not None:
+        coefficients = start.copy()
 
     def penalised(beta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Loss, gradient and Hessian with the ridge's penalty."""

@@ -49,6 +49,25 @@ class Trained:
         return cls(lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years), known)
 
 
+class LastFit:
+    """The predictor that was fitted last, whose arms are models too: they need no fit of their own."""
+
+    def __init__(self) -> None:
+        self.train: pd.DataFrame | None = None
+        self.predictor: Predictor | None = None
+
+    def keep(self, train: pd.DataFrame, predictor: Predictor) -> None:
+        """Keep a predictor and the table that it was fitted to."""
+        self.train, self.predictor = train, predictor
+
+    def arm(self, name: str, train: pd.DataFrame) -> Trained | None:
+        """An arm of the last predictor; None: it has no such arm, or was fitted to another table."""
+        if self.predictor is None or self.train is not train or name not in self.predictor.arms:
+            return None
+        arm = self.predictor.arms[name]
+        return Trained(lambda visits, landmark, years: arm.predict(visits, (landmark,), years=years))
+
+
 Model = Callable[[pd.DataFrame, np.ndarray], Trained]  # fits: visits of N subjects, (S, N) bool validation
 
 

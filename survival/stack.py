@@ -20,7 +20,7 @@ from survival.predictor import Correction, Predictor
 NETWORK = "tlstm"  # the arm that is a network; it follows ARMS
 ALL_ARMS = (*ARMS, NETWORK)
 LEAST_EVENTS = 10  # subjects with an event; of fewer, nothing that is held out tells which arm is better
-LEAST_GAIN = 4.0  # twice the events times the held-out gain per event; a stack that gains less is not used
+LEAST_GAIN = 8.0  # twice the events times the held-out gain per event; a stack that gains less is not used
 
 
 @dataclasses.dataclass(frozen=True)
