@@ -287,7 +287,7 @@ def test_a_cohort_of_one_volume_is_refused_before_training(tmp_path, brain, part
         arguments = [f"--{name.upper()}_CSV={tmp_path / f'{name}.csv'}" for name in ("train", "val", "test")]
     config = read_config([*arguments, f"--OUTPUT_DIR={tmp_path / 'o'}", "--TARGET_SHAPE=16,16,16", "--NUM_WORKERS=1"])
     with pytest.raises(InputError, match="All 12 scans hold the same volume, so the network would give them one value"):
-        data.preprocess_parts(config, data.read_parts(config))
+        data.preprocess_parts(config, *data.read_parts(config))
 
 
 def test_what_preprocessing_warns_of_is_said_of_the_scan(table, tmp_path, monkeypatch):
