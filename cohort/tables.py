@@ -342,7 +342,8 @@ def _parse_outcomes(
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
             highest = max(len(event_names), 1)
             wrong = ~values.isin(range(highest + 1)) & ~not_needed
-            cause = cause_of_states(table.loc[~empty, name], event_names) or REFUSED_CAUSE * bool((wrong & empty).any())
+            coded = table.loc[~empty, name]
+            cause = cause_of_states(coded, event_names) if (wrong & ~empty).any() else REFUSED_CAUSE
             expected = f"expected 0 {'or' if highest == 1 else 'to'} {highest}"
             problems += _row_faults(table, wrong, f"convert_status: {expected}", shown=name, cause=cause)
         else:
