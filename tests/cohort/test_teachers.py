@@ -82,7 +82,9 @@ def test_all_faults_are_told_at_once_also_those_of_teachers(write):
 @pytest.mark.parametrize("rows", ["a,a1,0,24,\na,a2,6,24,\n", "a,a1,0,,NA\nb,b1,0,30, \nc,c1,0,1,.\n"])
 def test_a_table_of_teachers_alone_is_refused_in_words(write, rows):
     for reader in (read, lambda path: tables.read_features(path, time_unit="months")):
-        with pytest.raises(InputError, match=r"convert_status: empty in all \d rows; subjects without an outcome can't"):
+        with pytest.raises(
+            InputError, match=r"convert_status: empty in all \d rows; subjects without an outcome can't"
+        ):
             reader(write(HEADER + "\n" + rows))
 
 
