@@ -39,12 +39,14 @@ def teacher_faults(table: pd.DataFrame, empty: pd.Series) -> list[str]:
     """Tell what is wrong of the rows without an outcome.
 
     Args:
-        table: N rows with `subject` and `event`.
+        table: N rows with `subject` and, if any of them is empty, `event`.
         empty: (N,) bool, of `find_empty`.
     Returns:
         Lines about subjects with an outcome in some of their rows only, and about a table in which nobody has one.
     """
-    if len(table) and empty.all():
+    if not empty.any():
+        return []
+    if empty.all():
         return [f"convert_status: empty in all {len(table)} rows; subjects without an outcome can't be all there are"]
     in_part = empty & ~empty.groupby(table["subject"]).transform("all")
     return row_faults(table.loc[in_part, "event"].items(), IN_PART, cause=IN_PART_CAUSE)

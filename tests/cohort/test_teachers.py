@@ -114,6 +114,13 @@ def test_a_table_of_features_leaves_them_out_and_counts_them(write, caplog):
     assert "without an outcome" not in caplog.text
 
 
+@pytest.mark.parametrize("text", [GOOD, GOOD.replace("24,1", "24,"), GOOD.replace(",convert_status", ",state")])
+def test_a_table_to_predict_is_read_whole_whatever_the_outcomes_are(write, caplog, text):
+    path = write(text)
+    table = tables.read_scans(path, mri_folder=path.parent, time_unit="months")
+    assert table["scan"].tolist() == ["a1", "a2", "b1", "c1"] and caplog.text == ""
+
+
 # ---- The user's own split --------------------------------------------------------------------------------
 def parts_of(write, **rows):
     """The paths of three tables; a part that is not given has one subject with an event."""
