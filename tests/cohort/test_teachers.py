@@ -5,6 +5,7 @@ import pytest
 from cohort_csv import GOOD
 
 from cohort import tables
+from cohort.splits import split_subjects
 from cohort.teachers import COLUMNS, who_can_teach
 from runs.errors import InputError
 
@@ -103,6 +104,14 @@ def test_a_late_visit_is_that_of_a_subject_with_an_outcome_alone(write, caplog):
     table, teachers = read(write(text), reading=tables.Reading(late_visits="drop"))
     assert table["scan"].tolist() == ["a1", "b1"] and teachers["scan"].tolist() == ["c1"]
     assert "leaves out 1 visits: 0 at or after their subject's event, 1 after" in caplog.text
+
+
+@pytest.mark.parametrize("rows", ["a,a1,31,30,0\n", "a,a1,24,24,1\nb,b1,31,30,0\n"])
+def test_teachers_whom_late_visits_leave_alone_are_no_cohort(write, rows):
+    table, teachers = read(write(HEADER + "\n" + rows + "c,c1,0,,\n"), reading=tables.Reading(late_visits="drop"))
+    assert table.empty and len(teachers) == 1
+    with pytest.raises(InputError, match="the train part has no event"):
+        split_subjects(table, test_ratio=0.3, val_train_ratio=0.3, seed=0)
 
 
 def test_a_table_of_features_leaves_them_out_and_counts_them(write, caplog):
