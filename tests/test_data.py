@@ -568,9 +568,7 @@ def test_the_volumes_of_teachers_are_preprocessed_and_checked_as_all_others(coho
     parts, teachers = data.read_parts(config)
     assert sorted(set(teachers["subject"])) == subjects and sum(map(len, parts.values())) + len(teachers) == 36
     whole = data.preprocess_parts(config, parts, teachers)
-    assert [data.load_volume(entry).shape for entry in whole.teachers["cache_entry"]] == [(16, 16, 16, 1)] * len(
-        teachers
-    )
+    assert data.load_volumes(whole.teachers["cache_entry"]).shape == (3 * len(subjects), 16, 16, 16, 1)
     (tmp_path / "bad.nii.gz").write_bytes(b"no volume")
     teachers.loc[1, "nifti_path"] = str(tmp_path / "bad.nii.gz")
     with pytest.raises(InputError, match=rf"{teachers.loc[1, 'scan']}: .*bad\.nii\.gz"):
@@ -588,7 +586,7 @@ def test_the_split_is_the_same_whoever_teaches(cohort, tmp_path):
         pd.testing.assert_frame_equal(part, beside[name])
 
 
-def test_a_copy_of_a_test_scan_among_the_teachers_is_named(cohort, tmp_path, caplog):
+def test_a_copy_of_a_test_scan_among_the_teachers_is_named(cohort, tmp_path):
     config = without_outcome(cohort, tmp_path, "S0003")
     parts, teachers = data.read_parts(config)
     copied = parts["test"].iloc[0]
