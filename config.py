@@ -44,9 +44,11 @@ class Config(BaseSettings):
 
     # ---- The cohort ------------------------------------------------------------------------------
     COHORT_CSV: Path | None = None
-    """Table of scans, a row a scan; subjects are split by TEST_RATIO. Unset: the simulated cohort."""
+    """Table of scans, a row a scan; subjects are split by TEST_RATIO. A subject whose `convert_status` is empty in all
+    rows has no outcome: it is in no part, and with PROGRESS its scans teach that. Unset: the simulated cohort."""
     TRAIN_CSV: Path | None = None
-    """Your own split: the three tables are used as they are. All three, or none."""
+    """Your own split: the three tables are used as they are. All three, or none. This one alone may hold subjects
+    without an outcome."""
     VAL_CSV: Path | None = None
     """See TRAIN_CSV."""
     TEST_CSV: Path | None = None

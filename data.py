@@ -5,9 +5,9 @@ processes that preprocess never need it.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +27,7 @@ from cohort.grid import Grid, commonest_grid, grid_of, read_grid
 from cohort.measured import MeasuredVolumes, name_identical
 from cohort.scans import EXAMPLES, found_instead, name_alike
 from cohort.splits import PARTS, split_subjects
+from cohort.teachers import no_teachers, who_can_teach
 from config import Config
 from runs.cluster import workers
 from runs.errors import InputError, raise_if_any
@@ -41,11 +42,12 @@ logger = logging.getLogger(__name__)
 # ---- A run's whole input -----------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Cohort:
-    """The cohort's three parts, with the preprocessed volume of every scan."""
+    """The cohort's three parts and its teachers, with the preprocessed volume of every scan."""
 
     parts: dict[str, pd.DataFrame]  # train, val and test: a row a scan, with `nifti_path` and `cache_entry`
     cache: "Cache"
     simulated: Path | None  # folder of the simulated cohort; None: the user's own
+    teachers: pd.DataFrame = field(default_factory=no_teachers)  # scans of subjects without an outcome
 
     @contextmanager
     def naming_lost_volumes(self) -> Iterator[None]:
@@ -59,7 +61,7 @@ class Cohort:
         try:
             yield
         except Exception as error:
-            scans, shape = pd.concat(self.parts[name] for name in PARTS), self.cache.grid.shape
+            scans, shape = _concat(self.parts, self.teachers, "cache_entry"), self.cache.grid.shape
             lost = scans[[not is_usable(entry, shape) for entry in scans["cache_entry"]]]
             if lost.empty:
                 raise
@@ -70,11 +72,17 @@ class Cohort:
 
     def fingerprint(self) -> str:
         """A hash of the tables and the volumes, wherever they lie."""
-        rows = [part.drop(columns=["nifti_path", "cache_entry"]) for part in self.parts.values()]
+        teachers = [] if self.teachers.empty else [self.teachers]
+        rows = [part.drop(columns=["nifti_path", "cache_entry"]) for part in (*self.parts.values(), *teachers)]
         names = [name for name in rows[0].columns if name not in tables.OUR_COLUMNS]  # of the covariates
         hashes = [pd.util.hash_pandas_object(part).to_numpy().tobytes() for part in rows]
-        entries = [Path(entry).name for name in PARTS for entry in self.parts[name]["cache_entry"]]
+        entries = [Path(entry).name for entry in _concat(self.parts, self.teachers, "cache_entry")["cache_entry"]]
         return fingerprint(*names, *hashes, *entries)
+
+    def scans_to_learn_progress(self) -> pd.DataFrame:
+        """The scans that progress is learned from: training subjects and teachers, a row a scan, without outcomes."""
+        names = ["subject", "scan", "visit_time", "cache_entry"]
+        return pd.concat([table[names] for table in (self.parts["train"], self.teachers) if len(table)])
 
     def truth_table(self) -> Path | None:
         """`truth.csv` of the simulated cohort; None if the truth is not known."""
@@ -89,31 +97,41 @@ class Cohort:
         return np.isin(resample_from_to(labels, (grid.shape, grid.affine), order=0).dataobj, simulate.ATROPHY_LABELS)
 
 
-def read_parts(config: Config) -> dict[str, pd.DataFrame]:
-    """Read the three parts, as the user's tables or the split have them.
+def _concat(parts: Mapping[str, pd.DataFrame], teachers: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The ids of all scans, those of the teachers last, and one more column."""
+    whole = [*(parts[part] for part in PARTS), *([] if teachers.empty else [teachers])]
+    return pd.concat([table[["scan", name]] for table in whole])
+
+
+def read_parts(config: Config) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Read the three parts, as the user's tables or the split have them, and the subjects without an outcome.
 
     The embedded cohort is simulated first, if that is meant and it is not there yet.
 
     Args:
         config: of the run.
     Returns:
-        `{"train", "val", "test"}`, a row a scan, times in years.
+        `{"train", "val", "test"}`, a row a scan, times in years; and those of no part, who teach progress, likewise.
     Raises:
         InputError: rows that can't be used, all of them named.
     """
     reading = tables.reading_of(config)
     if config.TRAIN_CSV is not None:
         paths = {name: getattr(config, f"{name.upper()}_CSV") for name in PARTS}
-        return tables.read_parts(paths, mri_folder=config.MRI_FOLDER, **reading)
-    if config.COHORT_CSV is not None:
-        table = tables.read_cohort(config.COHORT_CSV, mri_folder=config.MRI_FOLDER, **reading)
+        parts, teachers = tables.read_parts(paths, mri_folder=config.MRI_FOLDER, **reading)
     else:
-        table = _read_simulated(config)
-    return split_subjects(table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED)
+        if config.COHORT_CSV is not None:
+            table, teachers = tables.read_cohort(config.COHORT_CSV, mri_folder=config.MRI_FOLDER, **reading)
+        else:
+            table, teachers = _read_simulated(config)
+        parts = split_subjects(
+            table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
+        )
+    return parts, who_can_teach(teachers, is_progress_learned=config.PROGRESS != "off")
 
 
-def _read_simulated(config: Config) -> pd.DataFrame:
-    """The table of the embedded cohort, in years whatever TIME_UNIT is."""
+def _read_simulated(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of the embedded cohort, in years whatever TIME_UNIT is."""
     folder = simulated_folder(config)
     assert folder is not None
     with parallel_config("loky", idle_worker_timeout=IDLE):
@@ -128,21 +146,22 @@ def _read_simulated(config: Config) -> pd.DataFrame:
     return tables.read_cohort(table, mri_folder=folder)
 
 
-def preprocess_parts(config: Config, parts: dict[str, pd.DataFrame]) -> Cohort:
+def preprocess_parts(config: Config, parts: dict[str, pd.DataFrame], teachers: pd.DataFrame) -> Cohort:
     """Check and preprocess the scan of every row.
 
     Args:
         config: of the run.
         parts: of `read_parts`.
+        teachers: of `read_parts`.
     Returns:
-        The parts with their volumes.
+        All of them with their volumes.
     Raises:
         InputError: scans that can't be used, all of them named.
     """
     remove_temporaries(cache_folder(config))
     with parallel_config("loky", idle_worker_timeout=IDLE):
         whole, cache = build_cache(
-            pd.concat([parts[name] for name in PARTS]),
+            _concat(parts, teachers, "nifti_path"),
             Preprocessing(
                 config.TARGET_SHAPE,
                 resample=config.RESAMPLE,
@@ -161,7 +180,8 @@ def preprocess_parts(config: Config, parts: dict[str, pd.DataFrame]) -> Cohort:
         )
     entry_of = dict(zip(whole["scan"], whole["cache_entry"], strict=True))
     parts = {name: part.assign(cache_entry=part["scan"].map(entry_of)) for name, part in parts.items()}
-    return Cohort(parts, cache, simulated_folder(config))
+    teachers = teachers.assign(cache_entry=teachers["scan"].map(entry_of))
+    return Cohort(parts, cache, simulated_folder(config), teachers)
 
 
 def read_reference(config: Config) -> Grid | None:

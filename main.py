@@ -78,15 +78,16 @@ class Pipeline:
 
     def run_stages(self) -> None:
         """Read the input, then do each stage."""
-        parts = read_parts(self.config)
+        parts, teachers = read_parts(self.config)
         check_tables(self.config, parts)
         log_cohort(
             parts,
+            teachers=teachers,
             time_unit=self.config.TIME_UNIT,
             landmarks=self.config.LANDMARKS,
             horizons=self.config.HORIZONS,
         )
-        self.cohort = preprocess_parts(self.config, parts)
+        self.cohort = preprocess_parts(self.config, parts, teachers)
         if self.config.FOLDS:
             self.cross_validate()
             return
@@ -117,7 +118,7 @@ class Pipeline:
         if not wanted:
             logger.info("stage 1 is done already, with the same settings and input")
             return
-        self.cohort = preprocess_parts(self.config, read_parts(self.config))
+        self.cohort = preprocess_parts(self.config, *read_parts(self.config))
         own = self._record_of(self.cohort.fingerprint()).needs("cnn")
         if differing := sorted(name for name in own | wanted if own.get(name) != wanted.get(name)):
             raise InputError(
@@ -133,7 +134,8 @@ class Pipeline:
         self._record_of(self.cohort.fingerprint()).write()
         table = pd.concat(self.cohort.parts.values()).drop(columns="cache_entry")
         table = table.sort_values(["subject", "visit_time"], ignore_index=True)
-        figures = cross_validate(self.config, table, truth=self.cohort.truth_table(), run=run_program)
+        truth, teachers = self.cohort.truth_table(), self.cohort.teachers.drop(columns="cache_entry")
+        figures = cross_validate(self.config, table, teachers=teachers, truth=truth, run=run_program)
         print(folds_table(figures))
         print(f"\nThe figures are in {self.folder / 'metrics.json'}, each fold's run in {self.folder / 'folds'}")
 
@@ -143,7 +145,7 @@ class Pipeline:
         """Stage 1: train the network, whose best epoch on validation is kept in `cnn`, and learn progress."""
         folder = self.folder / "cnn"
         self.stage1.train(self.cohort.parts, folder)
-        self.stage1.learn_progress(self.cohort.parts["train"], folder)
+        self.stage1.learn_progress(self.cohort.scans_to_learn_progress(), folder)
         write_events(folder)
 
     def extract_features(self) -> None:
@@ -232,6 +234,11 @@ class Pipeline:
             tables.write_table(rows, path, time_unit=self.config.TIME_UNIT)
             event = part.groupby("subject")["event"].first()
             logger.info("%s: %d subjects, %d with an event, %d scans", name, len(event), event.sum(), len(part))
+        teachers, path = self.cohort.teachers.drop(columns="cache_entry"), self.folder / "splits" / "teachers.csv"
+        if teachers.empty:
+            path.unlink(missing_ok=True)  # of a run that had some
+        else:
+            tables.write_table(teachers, path, time_unit=self.config.TIME_UNIT)
         self.cohort.cache.log()
 
     def _call_workers(self) -> None:
@@ -274,7 +281,12 @@ def _read_features(config: Config, folder: Path) -> dict[str, pd.DataFrame]:
 
 # ---- Cross-validation of the whole pipeline -----------------------------------------------------------
 def cross_validate(
-    config: Config, table: pd.DataFrame, *, truth: Path | None, run: Callable[[str, Mapping[str, Any]], None]
+    config: Config,
+    table: pd.DataFrame,
+    *,
+    teachers: pd.DataFrame,
+    truth: Path | None,
+    run: Callable[[str, Mapping[str, Any]], None],
 ) -> dict[str, Any]:
     """Run the pipeline in each fold, evaluate all held-out subjects, and put that into `metrics.json` as `folds`.
 
@@ -284,6 +296,7 @@ def cross_validate(
     Args:
         config: of the whole; `check_folds` has passed.
         table: the cohort, a row a scan, in memory's columns and years, sorted by subject and visit.
+        teachers: scans of subjects without an outcome, likewise; they teach in every fold.
         truth: `truth.csv` of the simulated cohort.
         run: `run(program, settings)` runs a program of ours, and raises if that fails.
     Returns:
@@ -296,7 +309,8 @@ def cross_validate(
     for folder, parts in zip(folders, split, strict=True):
         logger.info("fold %s of %d: %s", folder.name, config.FOLDS, folder)
         for name, part in parts.items():
-            tables.write_table(part, folder / "input" / f"{name}.csv", time_unit=config.TIME_UNIT)
+            rows = part if name != "train" or teachers.empty else pd.concat([part, teachers])
+            tables.write_table(rows, folder / "input" / f"{name}.csv", time_unit=config.TIME_UNIT)
         elsewhere = set(table["subject"]) - set(parts["test"]["subject"])
         run("main.py", fold_settings(config, folder, elsewhere))
     settings, models = evaluation_settings(config), []

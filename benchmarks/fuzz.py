@@ -199,7 +199,11 @@ def table_readers(folder: Path) -> list[Reader]:
         table[f"feature_{number + 1}"] = rng.normal(size=len(table))
     table.to_csv(csv, index=False)
     table.to_parquet(parquet, index=False, write_page_checksum=True)
-    read_cohort, read_scans = (partial(read, mri_folder=folder) for read in (tables.read_cohort, tables.read_scans))
+    read_scans = partial(tables.read_scans, mri_folder=folder)
+
+    def read_cohort(path: Path) -> pd.DataFrame:
+        return tables.read_cohort(path, mri_folder=folder)[0]
+
     return [
         Reader("cohort table", cohort, read_cohort, check_table, mutate_cells),
         Reader("feature table", csv, tables.read_features, check_table, mutate_cells),

@@ -271,8 +271,13 @@ def with_names(rng: np.random.Generator) -> Case:
 
 
 def with_statuses(rng: np.random.Generator) -> Case:
-    """`convert_status` in another coding: read where it says the same, else refused."""
+    """`convert_status` in another coding: read where it says the same, else refused; or empty: left out."""
     table = sound_table()
+    if rng.random() < 0.2:
+        emptied = table["subjectid"].isin(rng.permutation(IDS)[: int(rng.integers(1, len(IDS)))])
+        marks = pd.Series([pick(rng, MARKS) for _ in range(len(table))], table.index)
+        content = as_text(table.assign(convert_status=table["convert_status"].mask(emptied, marks)))
+        return Case(content, tables.read_features, expected=in_memory(table[~emptied]))
     same = {"0": ["0", "0.0", "False", "false", " 0"], "1": ["1", "1.0", "TRUE", "true", "1 "]}
     other = [
         ("1", "2"),

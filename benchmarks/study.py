@@ -132,7 +132,7 @@ def _cohort(effect: float, shape: tuple[int, int, int], seed: int) -> tuple[dict
     path = simulate.write_cohort(
         folder / f"effect-{effect:g}_seed-{seed}", num_subjects=SUBJECTS, effect=effect, seed=seed
     )
-    table = tables.read_cohort(path, mri_folder=folder, time_unit="years")
+    table, _ = tables.read_cohort(path, mri_folder=folder, time_unit="years")
     parts = split_subjects(table, test_ratio=TESTED / SUBJECTS, val_train_ratio=0.2, seed=seed)
     parts = {name: build_cache(part, Preprocessing(shape), folder=folder / "cache")[0] for name, part in parts.items()}
     truth = pd.read_csv(path.with_name("truth.csv"), usecols=["imageid", "atrophy", "rate"])

@@ -62,7 +62,7 @@ def cause_of_states(states: pd.Series, event_names: Sequence[str]) -> str:
     """The likely cause of wrong states.
 
     Args:
-        states: (N,) text, the whole column `convert_status`.
+        states: (N,) text, the column `convert_status` where it is not empty.
         event_names: of the states 1, 2, ... that are expected; empty: 1 alone.
     Returns:
         A sentence, or nothing.

@@ -87,19 +87,24 @@ def assign_folds(event: np.ndarray, num_folds: int, rng: np.random.Generator) ->
 
 
 def check_parts(
-    parts: dict[str, pd.DataFrame], *, similar_ids: Literal["refuse", "allow"] = "refuse"
+    parts: dict[str, pd.DataFrame],
+    *,
+    teachers: pd.DataFrame | None = None,
+    similar_ids: Literal["refuse", "allow"] = "refuse",
 ) -> dict[str, pd.DataFrame]:
     """Refuse a subject or an image that is in two parts, and a part without an event.
 
     Args:
         parts: a table in memory's columns for each of PARTS, a row a scan.
+        teachers: scans beside those of train, whose subjects have no outcome; they may be in no other part either.
         similar_ids: of two parts, that differ only in case, invisible signs or zeros around a number.
     Returns:
         The same parts.
     Raises:
         InputError: names every such subject, image and part.
     """
-    table = pd.concat([part.assign(part=name) for name, part in parts.items()])
+    rows = [*parts.items(), *([] if teachers is None else [("train", teachers)])]
+    table = pd.concat([part.filter(["subject", "scan"]).assign(part=name) for name, part in rows])
     problems = [
         f"{column} {value!r} is in {' and '.join(sorted(set(its_parts), key=PARTS.index))}"
         for column in ("subject", "scan")

@@ -6,8 +6,8 @@ convert_status`, and its times are in TIME_UNIT. The functions here translate be
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,9 +27,10 @@ from cohort.faults import (
 from cohort.ids import id_key, similar_ids_fault
 from cohort.late_visits import without_late_visits
 from cohort.names import name_faults
-from cohort.scans import found_instead
 from cohort.splits import PARTS, check_parts
 from cohort.table_files import is_missing, read_rows
+from cohort.teachers import COLUMNS, REFUSED_CAUSE, find_empty, log_left_out, teacher_faults
+from cohort.volume_paths import find_volumes
 from runs.errors import InputError, raise_if_any
 from runs.files import written_whole
 
@@ -97,9 +98,14 @@ def from_years(times: Times, time_unit: TimeUnit) -> Times:
 
 
 def read_cohort(
-    path: str | Path, *, mri_folder: str | Path, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL
-) -> pd.DataFrame:
-    """Read and check a table of scans with known outcomes.
+    path: str | Path,
+    *,
+    mri_folder: str | Path,
+    time_unit: TimeUnit = "years",
+    reading: Reading = AS_USUAL,
+    may_teach: bool = True,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read and check a table of scans with known outcomes, and of some whose subject has none.
 
     Args:
         path: CSV with `subjectid, imageid, visit_time, time, convert_status`, optionally `nifti_path`
@@ -107,13 +113,17 @@ def read_cohort(
         mri_folder: holds `imageid.nii.gz` or `imageid.nii` where the table has no `nifti_path`.
         time_unit: of `visit_time` and `time`.
         reading: what is done where a table can be read in more than one way.
+        may_teach: `convert_status` may be empty, in all rows of a subject.
     Returns:
-        The table in memory's columns and years, sorted by subject and visit; `nifti_path` is absolute.
+        The table in memory's columns and years, sorted by subject and visit; `nifti_path` is absolute. And the scans
+        of subjects without an outcome, likewise, in `teachers.COLUMNS` alone.
     Raises:
         InputError: names every bad row, and every scan without a file.
     """
-    path = Path(path)
-    return _sort_visits(_read_checked(path, needed=ON_DISK, time_unit=time_unit, reading=reading, folder=mri_folder))
+    table, teachers = _read_checked(
+        Path(path), needed=ON_DISK, time_unit=time_unit, reading=reading, folder=mri_folder, may_teach=may_teach
+    )
+    return _sort_visits(table), _sort_visits(teachers[[*COLUMNS]])
 
 
 def read_scans(
@@ -134,7 +144,9 @@ def read_scans(
     path, outcome = Path(path), ("time", "event")
     needed = {name: column for name, column in ON_DISK.items() if name not in outcome}
     ignored = [ON_DISK[name] for name in outcome]
-    table = _read_checked(path, needed=needed, ignored=ignored, time_unit=time_unit, reading=reading, folder=mri_folder)
+    table, _ = _read_checked(
+        path, needed=needed, ignored=ignored, time_unit=time_unit, reading=reading, folder=mri_folder
+    )
     return _sort_visits(table)
 
 
@@ -144,8 +156,10 @@ def read_parts(
     mri_folder: str | Path,
     time_unit: TimeUnit = "years",
     reading: Reading = AS_USUAL,
-) -> dict[str, pd.DataFrame]:
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
     """Read the user's own split: one cohort table for each of train, val and test.
+
+    That of train alone may hold subjects without an outcome.
 
     Args:
         paths: of the three tables, by part.
@@ -153,18 +167,20 @@ def read_parts(
         time_unit: of `visit_time` and `time`.
         reading: as for `read_cohort`.
     Returns:
-        By part, the table in memory's columns and years.
+        By part, the table in memory's columns and years; and the scans of subjects without an outcome.
     Raises:
         InputError: as `read_cohort` and `check_parts`.
     """
-    parts = {
-        part: read_cohort(paths[part], mri_folder=mri_folder, time_unit=time_unit, reading=reading) for part in PARTS
-    }
-    return check_parts(parts, similar_ids=reading.similar_ids)
+    read = partial(read_cohort, mri_folder=mri_folder, time_unit=time_unit, reading=reading)
+    tables = {part: read(paths[part], may_teach=part == "train") for part in PARTS}
+    parts, teachers = {part: table for part, (table, _) in tables.items()}, tables["train"][1]
+    return check_parts(parts, teachers=teachers, similar_ids=reading.similar_ids), teachers
 
 
 def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: Reading = AS_USUAL) -> pd.DataFrame:
-    """Read and check a table of visits with features; a feature may be missing, an outcome may not.
+    """Read and check a table of visits with features, which may be missing.
+
+    Subjects without an outcome are left out, and counted in the log.
 
     Args:
         path: Parquet or CSV, a row a visit; `imageid` is optional, every other column is a feature, numbers or text.
@@ -177,7 +193,9 @@ def read_features(path: str | Path, *, time_unit: TimeUnit = "years", reading: R
     """
     path = Path(path)
     needed = {name: column for name, column in ON_DISK.items() if name != "scan"}
-    return _sort_visits(_read_checked(path, needed=needed, time_unit=time_unit, reading=reading))
+    table, without_outcome = _read_checked(path, needed=needed, time_unit=time_unit, reading=reading)
+    log_left_out(without_outcome, path)
+    return _sort_visits(table)
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:
@@ -195,7 +213,7 @@ def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = 
     """Write a table in the user's columns and unit, whole.
 
     Args:
-        table: in memory's columns and years, a row a scan.
+        table: in memory's columns and years, a row a scan; `time` and `event` may be absent, or NaN.
         path: of the file; `.parquet`, or any other suffix for CSV.
         time_unit: of `visit_time` and `time` in the file.
     Raises:
@@ -203,9 +221,10 @@ def write_table(table: pd.DataFrame, path: str | Path, *, time_unit: TimeUnit = 
     """
     path = Path(path)
     table = table.copy()
-    if time_unit != "years":
-        table[["visit_time", "time"]] = from_years(table[["visit_time", "time"]], time_unit)
-    table["event"] = table["event"].astype(int)
+    for name in table.columns.intersection(["visit_time", "time"]):
+        table[name] = from_years(table[name], time_unit)
+    if "event" in table:
+        table["event"] = table["event"].astype("Int64" if table["event"].isna().any() else int)
     table = table.rename(columns=ON_DISK)
     with written_whole(path) as part:
         if path.suffix == ".parquet":
@@ -246,13 +265,20 @@ def _read_checked(
     time_unit: TimeUnit,
     reading: Reading,
     folder: str | Path | None = None,
-) -> pd.DataFrame:
-    """The table in memory's columns and years; raises once, with every bad row."""
+    may_teach: bool = True,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of subjects with an outcome, or of all if none is needed, and the others; raises once for all bad rows.
+
+    Both are in memory's columns and years.
+    """
     table, problems = read_rows(path, text=TEXT_COLUMNS, decimal=reading.decimal)
     table = table.drop(columns=[*ignored], errors="ignore")
     _check_names(table, path, needed, of_scans=folder is not None, has_rows=bool(len(table) or problems))
     table = table.rename(columns={column: name for name, column in ON_DISK.items() if column in table})
-    problems += _clean_ids(table, reading) + _parse_outcomes(table, time_unit, reading.event_names)
+    problems += _clean_ids(table, reading)
+    empty = find_empty(table)
+    problems += teacher_faults(table, empty) if may_teach else []
+    problems += _parse_outcomes(table, time_unit, reading.event_names, empty, may_teach=may_teach)
     if "event" in table:
         with np.errstate(over="ignore"):  # a time that is too long is named
             left = to_years(table["time"] - table["visit_time"], time_unit).round(9)
@@ -260,13 +286,15 @@ def _read_checked(
         problems += faults
     problems += _contradictions(table) + _parse_features(table)
     if folder is not None:
-        problems += _find_volumes(table, path, Path(folder))
+        problems += find_volumes(table, path, Path(folder))
     raise_if_any(f"{path}: rows can't be used", problems, f"Fix these rows of {path}, or drop them.")
-    if "event" in table:
-        table["event"] = censor_competing(table, reading.event_names, path)
     for name in table.columns.intersection(["visit_time", "time"]):
         table[name] = to_years(table[name], time_unit)
-    return table
+    empty = empty[table.index]
+    table, others = table[~empty].copy(), table[empty]
+    if "event" in table:
+        table["event"] = censor_competing(table, reading.event_names, path)
+    return table, others
 
 
 def _check_names(table: pd.DataFrame, path: Path, needed: Mapping[str, str], *, of_scans: bool, has_rows: bool) -> None:
@@ -300,26 +328,33 @@ def _clean_ids(table: pd.DataFrame, reading: Reading) -> list[str]:
     return problems
 
 
-def _parse_outcomes(table: pd.DataFrame, time_unit: TimeUnit, event_names: Sequence[str]) -> list[str]:
-    """Turn times and states into numbers, in place; the faults of rows where they are none, or out of range."""
-    problems = []
+def _parse_outcomes(
+    table: pd.DataFrame, time_unit: TimeUnit, event_names: Sequence[str], empty: pd.Series, *, may_teach: bool
+) -> list[str]:
+    """Turn times and states into numbers, in place; the faults of rows where they are none, or out of range.
+
+    A state may be missing in the rows `empty`, (N,) bool, if their subjects may teach; their `time` is not used then.
+    """
+    problems, teaches = [], empty & may_teach
     for name in table.columns.intersection(["visit_time", "time", "event"], sort=False):
-        values = _to_numbers(table[name])
+        values, not_needed = _to_numbers(table[name]), teaches & is_missing(table[name]) & (name != "visit_time")
         if name == "event":
             values = values.fillna(table[name].astype(str).str.strip().str.lower().map(STATES))
             highest = max(len(event_names), 1)
-            wrong, cause = ~values.isin(range(highest + 1)), cause_of_states(table[name], event_names)
+            wrong = ~values.isin(range(highest + 1)) & ~not_needed
+            coded = table.loc[~empty, name]
+            cause = cause_of_states(coded, event_names) if (wrong & ~empty).any() else REFUSED_CAUSE
             expected = f"expected 0 {'or' if highest == 1 else 'to'} {highest}"
             problems += _row_faults(table, wrong, f"convert_status: {expected}", shown=name, cause=cause)
         else:
-            wrong = ~(values >= 0) | np.isinf(values)
+            wrong = (~(values >= 0) | np.isinf(values)) & ~not_needed
             cause = cause_of_times(table.loc[wrong, name], time_unit, PER_YEAR)
             problems += _row_faults(table, wrong, f"{name}: expected a number >= 0", shown=name, cause=cause)
             too_long = np.isfinite(values) & (values > LONGEST_FOLLOW_UP * PER_YEAR[time_unit])
             expected = f"expected {time_unit} since the subject's baseline, {LONGEST_FOLLOW_UP:g} years at most"
             cause = cause_of_times(values[too_long], time_unit, PER_YEAR)
             problems += _row_faults(table, too_long, f"{name}: {expected}", shown=name, cause=cause)
-        table[name] = values
+        table[name] = values if name == "visit_time" else values.mask(teaches)
     return problems
 
 
@@ -356,33 +391,6 @@ def _parse_features(table: pd.DataFrame) -> list[str]:
         problems += _row_faults(table, wrong, f"{name}: expected a number or nothing", shown=name, cause=cause)
         table[name] = values
     return problems
-
-
-def _find_volumes(table: pd.DataFrame, path: Path, folder: Path) -> list[str]:
-    """Set `nifti_path`, absolute, in place; the faults of rows without a file."""
-    if "nifti_path" in table:
-        if (blank := is_missing(table["nifti_path"])).any():
-            return _row_faults(table, blank, "nifti_path: expected the path of a scan", shown="nifti_path")
-        table["nifti_path"] = [str(path.parent.absolute() / str(volume).strip()) for volume in table["nifti_path"]]
-    else:
-        plain = table["scan"].map(lambda scan: Path(scan).name == scan and "\0" not in scan)
-        if not plain.all():
-            return _row_faults(table, ~plain, "imageid: expected a plain file name, or a `nifti_path`", shown="scan")
-        table["nifti_path"] = [_volume_path(folder.absolute(), scan) for scan in table["scan"]]
-    absent = ~table["nifti_path"].map(os.path.isfile)
-    instead = [found_instead(path) for path in table.loc[absent, "nifti_path"]]
-    nowhere = "Not one is there: check MRI_FOLDER, or nifti_path, which begins at the table's folder"
-    cause = nowhere if absent.all() and not any(instead) else ""
-    faults = _row_faults(table, absent, "expected a file", shown="nifti_path", verb="found none at", cause=cause)
-    if len(faults) == len(instead):
-        return [fault + file for fault, file in zip(faults, instead, strict=True)]
-    return [*faults[:-1], faults[-1] + next(filter(None, instead), "")]  # many rows are one line: with one remedy
-
-
-def _volume_path(folder: Path, scan: str) -> str:
-    """`scan.nii` if only that is there, else `scan.nii.gz`."""
-    packed, plain = folder / f"{scan}.nii.gz", folder / f"{scan}.nii"
-    return str(plain if plain.is_file() and not packed.is_file() else packed)
 
 
 def _to_numbers(column: pd.Series) -> pd.Series:

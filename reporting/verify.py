@@ -22,6 +22,7 @@ from cohort import simulate, tables
 from cohort.grid import Grid, check_grid, read_grid
 from cohort.scans import name_alike
 from cohort.splits import split_subjects
+from cohort.teachers import no_teachers
 from cohort.volume import preprocess, read_image
 from config import Config
 from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
@@ -64,13 +65,14 @@ def verify(config: Config) -> None:
     refuse_other_program(config.OUTPUT_DIR, Record.program)
     damage = _check_run(config.OUTPUT_DIR)
     check_folds(config)
-    parts, grid, by_header = _read_cohort(config)
-    _print_cohort(config, parts)
-    _print_scans(parts, grid, len(by_header))
+    parts, teachers, grid, by_header = _read_cohort(config)
+    _print_cohort(config, parts, teachers)
+    _print_scans(_all_scans(parts, teachers), grid, len(by_header))
     by_tables, refused = refusal_of(lambda: check_tables(config, parts)), name_alike(by_header)
     timed = parts["train"].iloc[: SCANS + 1]
     by_voxels = _refuse_voxels(timed, grid, config) if grid is not None and not refused else []
-    _print_costs(config, parts, _measure(config, parts, [*refused, *by_voxels]))
+    rates = _measure(config, parts, [*refused, *by_voxels])
+    _print_costs(config, parts, len(_all_scans(parts, teachers)), rates)
     raise_if_any(
         f"{config.OUTPUT_DIR} is not as its run left it, or its tables or scans can't be used",
         [*damage, *by_tables, *refused, *by_voxels],
@@ -94,8 +96,8 @@ def _check_run(folder: Path) -> list[str]:
     return problems
 
 
-def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, list[tuple[str, str]]]:
-    """The parts, the grid of the scans, and which scans a run would refuse, by their headers."""
+def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], pd.DataFrame, Grid | None, list[tuple[str, str]]]:
+    """The parts, the teachers, the grid of the scans, and which scans a run would refuse, by their headers."""
     folder = simulated_folder(config)
     if folder is not None and not folder.exists():
         truth = simulate.draw_truth(config.SIM_SUBJECTS, effect=config.SIM_EFFECT, seed=config.SEED)
@@ -104,9 +106,15 @@ def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], Grid | None, 
         parts = split_subjects(
             table, test_ratio=config.TEST_RATIO, val_train_ratio=config.VAL_TRAIN_RATIO, seed=config.SEED
         )
-        return parts, None, []
-    parts = read_parts(config)
-    return parts, *_read_grids(pd.concat(parts.values()), config)
+        return parts, no_teachers(), None, []
+    parts, teachers = read_parts(config)
+    return parts, teachers, *_read_grids(_all_scans(parts, teachers), config)
+
+
+def _all_scans(parts: dict[str, pd.DataFrame], teachers: pd.DataFrame) -> pd.DataFrame:
+    """The scans of everybody, `scan, nifti_path`; without `nifti_path` if the cohort is simulated and not written."""
+    tables = (*parts.values(), *([] if teachers.empty else [teachers]))
+    return pd.concat([table.filter(["scan", "nifti_path"]) for table in tables])
 
 
 def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[tuple[str, str]]]:
@@ -131,28 +139,37 @@ def _read_grids(scans: pd.DataFrame, config: Config) -> tuple[Grid | None, list[
     return reference, refused
 
 
-def _print_cohort(config: Config, parts: dict[str, pd.DataFrame]) -> None:
+def _print_cohort(config: Config, parts: dict[str, pd.DataFrame], teachers: pd.DataFrame) -> None:
     """Print the parts, the cohort in words, and what is unlikely of it."""
     print("\nThe cohort\n  part   subjects  events  censored  scans  visits a subject")
     for name, part in parts.items():
-        event, visits = part.groupby("subject")["event"].first(), part.groupby("subject").size()
-        print(
-            f"  {name:<6} {len(event):8}  {event.sum():6}  {(~event).sum():8}  {len(part):5}  "
-            f"{visits.min()} to {visits.max()}, mean {visits.mean():.1f}"
-        )
+        event = part.groupby("subject")["event"].first()
+        print(f"  {name:<6} {len(event):8}  {event.sum():6}  {(~event).sum():8}  {len(part):5}  {_visits_of(part)}")
+    if len(teachers):
+        num_subjects = teachers["subject"].nunique()
+        print(f"  none   {num_subjects:8}       -         -  {len(teachers):5}  {_visits_of(teachers)}")
     lines, warnings = tell_cohort(
-        parts, time_unit=config.TIME_UNIT, landmarks=config.LANDMARKS, horizons=config.HORIZONS
+        parts,
+        teachers=teachers,
+        time_unit=config.TIME_UNIT,
+        landmarks=config.LANDMARKS,
+        horizons=config.HORIZONS,
     )
     print(*(f"  {line}" for line in lines), *(f"  WARNING: {line}" for line in warnings), sep="\n")
 
 
-def _print_scans(parts: dict[str, pd.DataFrame], grid: Grid | None, num_refused: int) -> None:
+def _visits_of(table: pd.DataFrame) -> str:
+    visits = table.groupby("subject").size()
+    return f"{visits.min()} to {visits.max()}, mean {visits.mean():.1f}"
+
+
+def _print_scans(scans: pd.DataFrame, grid: Grid | None, num_refused: int) -> None:
     """Print what the headers of the scans say."""
-    if "nifti_path" not in parts["train"]:
+    if "nifti_path" not in scans:
         print("  It is simulated, and not written yet.")
         return
     grids = "none can be read" if grid is None else grid.describe()
-    print(f"  Every header is read: {grids}; {num_refused} of {sum(map(len, parts.values()))} scans would be refused.")
+    print(f"  Every header is read: {grids}; {num_refused} of {len(scans)} scans would be refused.")
     print("  Whether a volume is empty, constant, not finite or no stripped brain, only a run sees for all scans.")
 
 
@@ -230,14 +247,14 @@ def _seconds(run: Callable[[int], object], times: int) -> float:
     return (time.perf_counter() - began) / times
 
 
-def _print_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -> None:
-    """Print what a run would take at these rates."""
+def _print_costs(config: Config, parts: dict[str, pd.DataFrame], num_preprocessed: int, rates: Rates) -> None:
+    """Print what a run would take at these rates; `num_preprocessed` are the scans of the parts and the teachers."""
     num_scans = {name: len(part) for name, part in parts.items()}
     scans, jobs = sum(num_scans.values()), config.NUM_WORKERS if config.NUM_WORKERS > 0 else cpu_count()
     networks = max(1, config.FOLDS) * (1 + config.CROSS_FIT)
     epoch = num_scans["train"] * rates.train + num_scans["val"] * rates.predict
     training = rates.start + networks * (config.EPOCHS * epoch + scans * rates.predict)
-    cache = scans * (np.prod(config.TARGET_SHAPE) * CACHED)
+    cache = num_preprocessed * (np.prod(config.TARGET_SHAPE) * CACHED)
     features = networks * scans * 8 * config.WIDTH * FLOAT
     state = 2 * (STATE + (config.EMA > 0))  # twice, while it is written anew
     weights = (networks + state) * rates.weights * FLOAT
@@ -246,7 +263,7 @@ def _print_costs(config: Config, parts: dict[str, pd.DataFrame], rates: Rates) -
     need = cache + features + weights
     preprocessing = "not timed, since there are no scans yet"
     if rates.preprocess:
-        preprocessing = f"{_span(scans * rates.preprocess / jobs)}, unless the cache has the volumes"
+        preprocessing = f"{_span(num_preprocessed * rates.preprocess / jobs)}, unless the cache has the volumes"
     not_in_it = "stage 2, explanations, the page"
     if "nifti_path" not in parts["train"]:
         not_in_it = f"the simulated scans, {not_in_it}"

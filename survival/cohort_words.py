@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 def log_cohort(
     parts: Mapping[str, pd.DataFrame],
     *,
+    teachers: pd.DataFrame | None = None,
     time_unit: TimeUnit,
     landmarks: Sequence[float] = (),
     horizons: Sequence[float] = (),
@@ -32,13 +33,14 @@ def log_cohort(
 
     Args:
         parts: as for `tell_cohort`.
+        teachers: as for `tell_cohort`.
         time_unit: as for `tell_cohort`.
         landmarks: as for `tell_cohort`.
         horizons: as for `tell_cohort`.
     Raises:
         InputError: as `tell_cohort`.
     """
-    lines, warnings = tell_cohort(parts, time_unit=time_unit, landmarks=landmarks, horizons=horizons)
+    lines, warnings = tell_cohort(parts, teachers=teachers, time_unit=time_unit, landmarks=landmarks, horizons=horizons)
     for line in lines:
         logger.info(line)
     for line in warnings:
@@ -46,22 +48,29 @@ def log_cohort(
 
 
 def tell_cohort(
-    parts: Mapping[str, pd.DataFrame], *, time_unit: TimeUnit, landmarks: Sequence[float], horizons: Sequence[float]
+    parts: Mapping[str, pd.DataFrame],
+    *,
+    teachers: pd.DataFrame | None = None,
+    time_unit: TimeUnit,
+    landmarks: Sequence[float],
+    horizons: Sequence[float],
 ) -> tuple[list[str], list[str]]:
     """Tell of a cohort what it is, and what is unlikely of it.
 
     Args:
         parts: tables of visits in memory's columns, by name, sorted by subject and visit; outcomes may be absent.
+        teachers: visits of subjects without an outcome, who are in no part.
         time_unit: that the tables were read in.
         landmarks: years from baseline at which to predict; empty: the last visits.
         horizons: years after the landmark at which figures are given.
     Returns:
-        The lines of `describe_cohort`; and those of `unlikely_times` and `horizons_not_borne`.
+        The lines of `describe_cohort`, and one about the teachers; and those of `unlikely_times` and
+        `horizons_not_borne`.
     Raises:
         InputError: as `describe_cohort`.
     """
     table = pd.concat(parts.values()).sort_values(["subject", "visit_time"], ignore_index=True)
-    return describe_cohort(table, landmarks), [
+    return [*describe_cohort(table, landmarks), *_teachers(teachers)], [
         *unlikely_times(table, time_unit),
         *horizons_not_borne(parts, landmarks, horizons),
     ]
@@ -115,6 +124,13 @@ def _visits(table: pd.DataFrame) -> str:
     if late.empty:
         return f"visits: {apart}"
     return f"visits: {apart}; {len(late)} subjects have their first one after 0, up to {late.max():.3g} years"
+
+
+def _teachers(teachers: pd.DataFrame | None) -> list[str]:
+    if teachers is None or teachers.empty:
+        return []
+    num_subjects = teachers["subject"].nunique()
+    return [f"without an outcome: {num_subjects} subjects, {len(teachers)} visits, which teach progress and no more"]
 
 
 def _covariates(table: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ from cohort.extent import measure_extent
 from cohort.grid import Grid
 from cohort.measured import name_identical
 from cohort.scans import open_scan
+from cohort.teachers import COLUMNS
 from cohort.volume import preprocess, read_image
 from config import read_config
 from runs.errors import InputError
@@ -287,7 +288,7 @@ def test_a_cohort_of_one_volume_is_refused_before_training(tmp_path, brain, part
         arguments = [f"--{name.upper()}_CSV={tmp_path / f'{name}.csv'}" for name in ("train", "val", "test")]
     config = read_config([*arguments, f"--OUTPUT_DIR={tmp_path / 'o'}", "--TARGET_SHAPE=16,16,16", "--NUM_WORKERS=1"])
     with pytest.raises(InputError, match="All 12 scans hold the same volume, so the network would give them one value"):
-        data.preprocess_parts(config, data.read_parts(config))
+        data.preprocess_parts(config, *data.read_parts(config))
 
 
 def test_what_preprocessing_warns_of_is_said_of_the_scan(table, tmp_path, monkeypatch):
@@ -509,6 +510,89 @@ def test_volumes_that_are_not_finite_are_named_and_made_anew(cohort_on_disk, tmp
     with pytest.raises(OSError, match="the volumes of S3_v1 can't be used"), cohort_on_disk.naming_lost_volumes():
         raise InputError("the loss is nan. Lower LEARNING_RATE")
     assert not (tmp_path / "3.npy").exists() and (tmp_path / "2.npy").exists()
+
+
+def with_teachers(cohort, folder, *visit_times):
+    """The cohort with one subject without an outcome, who has a scan at each of these times."""
+    rows = [
+        ("t", f"t_{number}", float(time), "", str(folder / f"t{number}.npy")) for number, time in enumerate(visit_times)
+    ]
+    for *_, entry in rows:
+        np.save(entry, np.zeros((4, 4, 4), np.float16))
+    return replace(cohort, teachers=pd.DataFrame(rows, columns=[*COLUMNS, "cache_entry"]))
+
+
+def test_lost_volumes_of_teachers_are_named_too(cohort_on_disk, tmp_path):
+    cohort = with_teachers(cohort_on_disk, tmp_path, 0.0, 1.0)
+    (tmp_path / "t1.npy").unlink()
+    with pytest.raises(OSError, match="the volumes of t_1 can't be used any more"), cohort.naming_lost_volumes():
+        raise ValueError
+
+
+def test_other_teachers_are_another_input(cohort_on_disk, tmp_path):
+    cohorts = [cohort_on_disk, *(with_teachers(cohort_on_disk, tmp_path, *times) for times in ([0, 1], [0, 2], [0]))]
+    hashes = [fingerprint_of(cohort) for cohort in cohorts]
+    assert len(set(hashes)) == 4
+    assert hashes[1] == fingerprint_of(with_teachers(cohort_on_disk, tmp_path, 0, 1))
+    assert hashes[0] == fingerprint_of(replace(cohort_on_disk, teachers=cohorts[1].teachers[:0]))
+
+
+def test_progress_is_learned_from_training_subjects_and_teachers_without_outcomes(cohort_on_disk, tmp_path):
+    parts = {
+        name: part.assign(subject=part["scan"].str[:2], visit_time=0.0, time=2.0, event=True)
+        for name, part in cohort_on_disk.parts.items()
+    }
+    cohort = with_teachers(replace(cohort_on_disk, parts=parts), tmp_path, 0.0, 1.0)
+    scans = cohort.scans_to_learn_progress()
+    assert scans["scan"].tolist() == ["S0_v1", "S1_v1", "t_0", "t_1"]
+    assert list(scans.columns) == ["subject", "scan", "visit_time", "cache_entry"]
+
+
+def without_outcome(cohort, tmp_path, *subjects):
+    """The settings for the simulated cohort's table, in which these subjects' outcomes are emptied."""
+    table = pd.read_csv(cohort / "cohort.csv", dtype=str)
+    table.loc[table["subjectid"].isin(subjects), "convert_status"] = " "
+    table["nifti_path"] = [str(cohort / path) for path in table["nifti_path"]]
+    table.to_csv(tmp_path / "c.csv", index=False)
+    return settings_of(tmp_path)
+
+
+def settings_of(tmp_path):
+    small = "--PROGRESS=linear --TARGET_SHAPE=16,16,16 --NUM_WORKERS=1 --TEST_RATIO=0.3 --VAL_TRAIN_RATIO=0.4".split()
+    return read_config([f"--COHORT_CSV={tmp_path / 'c.csv'}", f"--OUTPUT_DIR={tmp_path / 'o'}", *small])
+
+
+@pytest.mark.parametrize("subjects", [["S0003"], ["S0002", "S0005"]])
+def test_the_volumes_of_teachers_are_preprocessed_and_checked_as_all_others(cohort, tmp_path, subjects):
+    config = without_outcome(cohort, tmp_path, *subjects)
+    parts, teachers = data.read_parts(config)
+    assert sorted(set(teachers["subject"])) == subjects and sum(map(len, parts.values())) + len(teachers) == 36
+    whole = data.preprocess_parts(config, parts, teachers)
+    assert data.load_volumes(whole.teachers["cache_entry"]).shape == (3 * len(subjects), 16, 16, 16, 1)
+    (tmp_path / "bad.nii.gz").write_bytes(b"no volume")
+    teachers.loc[1, "nifti_path"] = str(tmp_path / "bad.nii.gz")
+    with pytest.raises(InputError, match=rf"{teachers.loc[1, 'scan']}: .*bad\.nii\.gz"):
+        data.preprocess_parts(config, parts, teachers)
+
+
+def test_the_split_is_the_same_whoever_teaches(cohort, tmp_path):
+    """Those with an outcome are split as if the table had nobody else."""
+    beside, _ = data.read_parts(without_outcome(cohort, tmp_path, "S0003"))
+    table = pd.read_csv(tmp_path / "c.csv", dtype=str)
+    table[table["subjectid"] != "S0003"].to_csv(tmp_path / "c.csv", index=False)
+    alone, teachers = data.read_parts(settings_of(tmp_path))
+    assert teachers.empty
+    for name, part in alone.items():
+        pd.testing.assert_frame_equal(part, beside[name])
+
+
+def test_a_copy_of_a_test_scan_among_the_teachers_is_named(cohort, tmp_path):
+    config = without_outcome(cohort, tmp_path, "S0003")
+    parts, teachers = data.read_parts(config)
+    copied = parts["test"].iloc[0]
+    teachers.loc[0, "nifti_path"] = copied["nifti_path"]
+    (warning,) = data.preprocess_parts(config, parts, teachers).cache.warnings
+    assert "2 scans hold the same volume" in warning and copied["scan"] in warning and "S0003_v" in warning
 
 
 def test_an_error_that_has_nothing_to_do_with_lost_volumes_stays(cohort_on_disk):

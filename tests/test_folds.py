@@ -10,6 +10,7 @@ from programs import SMALL, digests, run
 import main
 from cohort import tables
 from cohort.splits import PARTS, split_folds
+from cohort.teachers import no_teachers
 from config import read_config
 from reporting.terminal import folds_table
 from runs.errors import InputError
@@ -49,6 +50,7 @@ class Runs:
         written = {}
         for part, path in paths.items():
             table = pd.read_csv(path).rename(columns={column: name for name, column in tables.ON_DISK.items()})
+            table = table.dropna(subset="event").astype({"event": int})  # the others are in no table of features
             table["log_hazard"] = risk_of(table) + 10 * int(config.OUTPUT_DIR.name)
             tables.write_table(table.drop(columns="nifti_path"), config.OUTPUT_DIR / "features" / f"{part}.parquet")
             last = tables.last_visits(table).assign(split=part, landmark=0.5)
@@ -84,7 +86,7 @@ def test_settings_that_mean_nothing_are_named_at_once(tmp_path):
 def test_a_folds_run_has_its_own_split_and_folder_and_shares_the_cache(cohort, tmp_path):
     runs = Runs()
     config = settings_of(tmp_path, "--EXPLAIN=highest,s00,s01,s02", "--EPOCHS=5")
-    main.cross_validate(config, cohort, truth=None, run=runs)
+    main.cross_validate(config, cohort, teachers=no_teachers(), truth=None, run=runs)
     assert [one["OUTPUT_DIR"] for one in runs.settings] == [str(tmp_path / "folds" / str(fold)) for fold in (1, 2, 3)]
     assert {one["CACHE_DIR"] for one in runs.settings} == {str(tmp_path / "cache")}
     assert {one["EPOCHS"] for one in runs.settings} == {5}
@@ -97,16 +99,38 @@ def test_a_folds_run_has_its_own_split_and_folder_and_shares_the_cache(cohort, t
         assert list(test.columns) == [*tables.ON_DISK.values(), "nifti_path", "age"]
 
 
+@pytest.mark.parametrize("unit", ["years", "months"])
+def test_teachers_teach_in_every_fold_and_are_tested_in_none(cohort, tmp_path, unit):
+    runs, cohort["nifti_path"] = Runs(), str(tmp_path / "scan.nii")
+    (tmp_path / "scan.nii").touch()
+    rows = [("t1", "x1", 0.0), ("t1", "x2", 0.75), ("t2", "x3", 0.0)]
+    teachers = pd.DataFrame(rows, columns=["subject", "scan", "visit_time"]).assign(nifti_path=cohort["nifti_path"][0])
+    for folder, others in (("with", teachers), ("without", teachers[:0])):
+        config = settings_of(tmp_path / folder, f"--TIME_UNIT={unit}", "--NUM_RESAMPLES=100")
+        main.cross_validate(config, cohort, teachers=others, truth=None, run=runs)
+    for one, alone in zip(runs.settings[:3], runs.settings[3:], strict=True):
+        read, without = (
+            tables.read_parts(
+                {part: settings[f"{part.upper()}_CSV"] for part in PARTS}, mri_folder=tmp_path, time_unit=unit
+            )
+            for settings in (one, alone)
+        )
+        pd.testing.assert_frame_equal(read[1], teachers)
+        assert without[1].empty
+        for part in PARTS:
+            pd.testing.assert_frame_equal(read[0][part], without[0][part])
+
+
 def test_a_stopped_fold_stops_all(cohort, tmp_path):
     runs = Runs(stop_at=2)
     with pytest.raises(SystemExit):
-        main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=runs)
+        main.cross_validate(settings_of(tmp_path), cohort, teachers=no_teachers(), truth=None, run=runs)
     assert len(runs.settings) == 2 and not (tmp_path / "metrics.json").exists()
 
 
 def test_pooled_and_per_fold_figures_are_right(cohort, tmp_path):
     """Against the C-index by hand: each fold's is of its own subjects; pooled, a fold's own scale does not matter."""
-    found = main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    found = main.cross_validate(settings_of(tmp_path), cohort, teachers=no_teachers(), truth=None, run=Runs())
     split = split_folds(cohort, 3, val_train_ratio=0.25, seed=0)
     centred = []
     for fold, parts in zip(found["each"], split, strict=True):
@@ -136,7 +160,7 @@ def test_pooled_and_per_fold_figures_are_right(cohort, tmp_path):
 
 def test_other_figures_of_the_folder_stay(cohort, tmp_path):
     (tmp_path / "metrics.json").write_text('{"cnn": 1, "folds": 2}')
-    main.cross_validate(settings_of(tmp_path), cohort, truth=None, run=Runs())
+    main.cross_validate(settings_of(tmp_path), cohort, teachers=no_teachers(), truth=None, run=Runs())
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert kept["cnn"] == 1 and set(kept["folds"]) == {"pooled", "each", "mean"}
 

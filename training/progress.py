@@ -94,7 +94,7 @@ def count_teachers(train: pd.DataFrame) -> int:
 
 
 def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
-    """Learn the map from training subjects.
+    """Learn the map from subjects whose outcomes are not asked for.
 
     Args:
         train: N scans with `subject, scan, visit_time` (years) and `cache_entry`, files of volumes of one shape;
@@ -122,8 +122,9 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
     dual, left_out = ridge.solve(penalty, voxels @ centred.T)
     weights = grid.to_volume(centred.T @ dual - fields @ (fields.T @ (centred.T @ dual)))
     logger.info(
-        "progress: penalty %g of %g to %g; of a left-out subject's years between visits %.0f %% are explained",
-        *(penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - error)),
+        "progress: learned from %d subjects with two scans or more; penalty %g of %g to %g; of a left-out subject's "
+        "years between visits %.0f %% are explained",
+        *(count_teachers(train), penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - error)),
     )
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
     return ProgressMap(weights.astype(np.float32), penalty, error, by_scan)

@@ -85,13 +85,13 @@ class Stage1:
         Where nobody can teach it there is none, and a warning says so.
 
         Args:
-            train: the training part, a row a scan, with `cache_entry`.
+            train: the scans that it is learned from, with `cache_entry`.
             folder: of the training.
         """
         if self.config.PROGRESS == "off" or not self.join().is_first or (folder / MAP).is_file():
             return
         if count_teachers(train) < LEAST_TEACHERS:
-            logger.warning("no progress: it is learned from two visits of %d training subjects or more", LEAST_TEACHERS)
+            logger.warning("no progress: it is learned from two visits of %d subjects or more", LEAST_TEACHERS)
             return
         fit_progress(train, show=True).save(folder / MAP)
 

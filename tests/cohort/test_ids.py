@@ -79,5 +79,5 @@ def test_one_subject_under_two_ids_in_two_tables_is_refused(write, first, second
     with pytest.raises(InputError) as error:
         tables.read_parts(paths, mri_folder=paths["train"].parent)
     assert f"{first!a} (train part) and {second!a} (val part)" in str(error.value)
-    parts = tables.read_parts(paths, mri_folder=paths["train"].parent, reading=ALLOW)
+    parts, _ = tables.read_parts(paths, mri_folder=paths["train"].parent, reading=ALLOW)
     assert parts["val"]["subject"].tolist() == [second]

@@ -74,7 +74,7 @@ def test_the_same_seed_writes_the_same_bytes(cohort, tmp_path):
 
 
 def test_what_is_written_is_a_cohort(cohort):
-    table = tables.read_cohort(cohort / "cohort.csv", mri_folder="unused")
+    table, _ = tables.read_cohort(cohort / "cohort.csv", mri_folder="unused")
     image = nib.load(table["nifti_path"][0])
     assert image.shape == simulate.SHAPE and image.get_data_dtype() == np.int16
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")

@@ -11,7 +11,9 @@ from runs.errors import InputError
 
 
 def read(path, **kwargs):
-    return tables.read_cohort(path, mri_folder=path.parent, **kwargs)
+    table, teachers = tables.read_cohort(path, mri_folder=path.parent, **kwargs)
+    assert teachers.empty
+    return table
 
 
 def test_a_cohort_is_read_in_memory_columns_years_and_order(write):

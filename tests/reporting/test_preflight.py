@@ -89,7 +89,7 @@ def test_what_the_tables_tell_is_refused_alike(table, kind):
 def test_all_that_the_tables_tell_is_named_at_once(table):
     config = read_config([*table, "--CROSS_FIT=8", "--EXPLAIN=s99", "--ATLAS=none.nii.gz"])
     with pytest.raises(InputError) as error:
-        check_tables(config, read_parts(config))
+        check_tables(config, read_parts(config)[0])
     for words in ("CROSS_FIT: expected at most 6", "received 's99'", "ATLAS: none.nii.gz: expected"):
         assert words in str(error.value)
 
@@ -98,9 +98,9 @@ def test_tables_that_bear_the_settings_pass(table):
     config = read_config(
         [*table, "--CROSS_FIT=2", "--LANDMARKS=0,1", "--EXPLAIN=highest", "--STAGES=cnn,features,tlstm"]
     )
-    check_tables(config, read_parts(config))
+    check_tables(config, read_parts(config)[0])
     unread = config.model_copy(update={"ATLAS": "none.nii.gz"})
-    check_tables(unread, read_parts(unread))  # no stage reads it
+    check_tables(unread, read_parts(unread)[0])  # no stage reads it
 
 
 def test_verify_tells_the_cohort_in_words(table, capsys):
@@ -116,7 +116,7 @@ def test_verify_tells_the_cohort_in_words(table, capsys):
 def test_the_simulated_cohort_is_in_years_whatever_the_unit_of_the_tables_is(cohort, tmp_path):
     settings = ["--SIM_SUBJECTS=12", "--TEST_RATIO=0.34", "--VAL_TRAIN_RATIO=0.5", "--NUM_WORKERS=1"]
     years, months = (
-        read_parts(read_config([*settings, f"--OUTPUT_DIR={tmp_path}", f"--TIME_UNIT={unit}", "--DECIMAL=comma"]))
+        read_parts(read_config([*settings, f"--OUTPUT_DIR={tmp_path}", f"--TIME_UNIT={unit}", "--DECIMAL=comma"]))[0]
         for unit in ("years", "months")
     )
     pd.testing.assert_frame_equal(years["train"], months["train"])

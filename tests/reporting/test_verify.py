@@ -47,6 +47,29 @@ def test_the_flow_of_a_cohort_is_what_the_run_splits(verified, scans, tmp_path):
     assert list(tmp_path.iterdir()) == [scans]  # nothing is written
 
 
+@pytest.mark.parametrize(
+    ("subjects", "progress"), [(["S0003"], "linear"), (["S0002", "S0005"], "linear"), (["S0003"], "off")]
+)
+def test_teachers_are_told_and_their_scans_are_checked(verified, scans, caplog, subjects, progress):
+    table = pd.read_csv(scans / "cohort.csv", dtype=str)
+    table.loc[table["subjectid"].isin(subjects), "convert_status"] = ""
+    table.to_csv(scans / "cohort.csv", index=False)
+    settings = (
+        f"--TEST_RATIO=0.34 --VAL_TRAIN_RATIO=0.5 --PROGRESS={progress} --COHORT_CSV={scans / 'cohort.csv'}".split()
+    )
+    told, count = verified(*settings), len(subjects)
+    if progress == "off":
+        assert "without an outcome" not in told and f"0 of {36 - 3 * count} scans would be refused" in told
+        assert f"{count} subjects without an outcome are left out, with their {3 * count} scans" in caplog.text
+        return
+    assert f"  none   {count:8}       -         -  {3 * count:5}  3 to 3, mean 3.0" in told
+    assert f"without an outcome: {count} subjects, {3 * count} visits, which teach progress and no more" in told
+    assert "0 of 36 scans would be refused" in told and "preprocessing  9.0 seconds" in told
+    (scans / "mri" / f"{subjects[0]}_v2.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(InputError, match=rf"{subjects[0]}_v2: .*expected a NIfTI volume"):
+        verified(*settings)
+
+
 def test_the_costs_are_counted_from_the_rates(verified, scans):
     told = verified(f"--COHORT_CSV={scans / 'cohort.csv'}", "--TEST_RATIO=0.34", "--VAL_TRAIN_RATIO=0.5", "--EPOCHS=10")
     assert "preprocessing  9.0 seconds" in told  # 36 scans of 0.5 s by 2 processes

@@ -36,6 +36,19 @@ def test_a_cohort_is_told_as_counted_by_hand():
     ]
 
 
+@pytest.mark.parametrize(("num_visits", "words"), [((2, 3), "2 subjects, 5 visits"), ((4,), "1 subjects, 4 visits")])
+def test_those_without_an_outcome_are_counted_beside_the_cohort(rng, caplog, num_visits, words):
+    caplog.set_level("INFO")
+    teachers = pd.DataFrame({"subject": np.repeat([f"t{number}" for number in range(len(num_visits))], num_visits)})
+    table = cohort_of(rng)
+    log_cohort({"train": table}, teachers=teachers, time_unit="years")
+    assert f"without an outcome: {words}, which teach progress and no more" in caplog.text
+    assert f"cohort: {table['subject'].nunique()} subjects, {len(table)} visits" in caplog.text
+    caplog.clear()
+    log_cohort({"train": table}, teachers=teachers[:0], time_unit="years")
+    assert "without an outcome" not in caplog.text
+
+
 def test_late_first_visits_are_counted():
     table = visits_table().query("visit_time > 0")
     lines = describe_cohort(table, (0.6,))

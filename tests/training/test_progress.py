@@ -73,6 +73,23 @@ def test_progress_of_new_subjects_grows_by_their_rate(tmp_path, brain):
     assert learned.error < 0.3
 
 
+def test_more_teachers_make_progress_follow_the_rates_better(tmp_path, brain, caplog):
+    """Whether or not they are in the training part, whose own progress can be read as before."""
+    caplog.set_level("INFO")
+    new, alone, beside = write_scans(tmp_path, brain, num_subjects=30, noise=1.0, seed=1), [], []
+    for seed in (2, 3, 4):
+        few = write_scans(tmp_path, brain, num_subjects=4, noise=1.0, seed=seed)
+        others = write_scans(tmp_path, brain, num_subjects=30, noise=1.0, seed=seed + 10)
+        whole = pd.concat([few, others.assign(subject="t" + others["subject"])])
+        for table, correlations in ((few, alone), (whole, beside)):
+            learned = fit_progress(table)
+            slopes = slopes_of(learned(new["cache_entry"]), new)
+            correlations.append(np.corrcoef(slopes, rates_of(new))[0, 1])
+            assert np.isfinite(learned.left_out_of(few)).all()
+    assert np.mean(beside) > np.mean(alone) + 0.1
+    assert "from 4 subjects with two scans" in caplog.text and "from 34 subjects with two scans" in caplog.text
+
+
 def test_each_subject_is_left_out_exactly(tmp_path, brain, monkeypatch):
     """The closed form against a map learned from the others, with the same penalty and the same nuisance fields."""
     table = write_scans(tmp_path, brain, num_subjects=6)
