@@ -47,6 +47,8 @@ IDLE = [
         ["--DECIMAL=comma", "--TEST_RATIO=0.3", "--SHAP_NSAMPLES=9"],
         ["DECIMAL", "TEST_RATIO", "SHAP_NSAMPLES"],
     ),
+    ("main.py", ["--KEEP_EPOCH=last", "--LR_SCHEDULE=plateau"], ["KEEP_EPOCH"]),
+    ("main.py", ["--KEEP_EPOCH=best", "--LR_SCHEDULE=cosine"], []),
     ("predict.py", ["--FOLDS=3", "--HIDDEN=4"], []),
 ]
 
