@@ -46,20 +46,20 @@ RISING = [(0.6, 1.0), (0.7, 1.0), (0.65, 0.5)]
     ],
 )
 def test_the_epoch_that_is_kept(tmp_path, epochs, last, column):
-    kept = Kept(tmp_path, last)
-    assert kept.follow(epochs) == column
-    assert kept.path.read_text() == str(np.flatnonzero(column)[-1])
+    weights = Kept(tmp_path, last)
+    assert weights.follow(epochs) == column
+    assert weights.path.read_text() == str(np.flatnonzero(column)[-1])
 
 
 @pytest.mark.parametrize("last", [None, 2])
 def test_replayed_epochs_write_nothing_and_count(tmp_path, last):
-    kept = Kept(tmp_path, last)
-    kept.replaying = True
-    assert kept.follow(RISING[:2]) == [1, 1]
-    assert not kept.path.exists() and kept.best == (0.7, -1.0)
-    kept.replaying = False
-    assert kept.follow(RISING[2:], begin=2) == [int(last == 2)]
-    assert kept.path.exists() == (last == 2)
+    weights = Kept(tmp_path, last)
+    weights.replaying = True
+    assert weights.follow(RISING[:2]) == [1, 1]
+    assert not weights.path.exists() and weights.best == (0.7, -1.0)
+    weights.replaying = False
+    assert weights.follow(RISING[2:], begin=2) == [int(last == 2)]
+    assert weights.path.exists() == (last == 2)
 
 
 def test_the_validation_is_over_subjects_not_scans():

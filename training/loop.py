@@ -65,6 +65,8 @@ def train(
         training.run()
     if workers.is_first:
         load_weights(model, folder / BEST_WEIGHTS)
+        last_kept = [row for row in training.history.rows if row["kept"]][-1]
+        logger.info("stage 1: epoch %d is kept, validation C-index %.3f", last_kept["epoch"], last_kept["val_c_index"])
 
 
 class Training:

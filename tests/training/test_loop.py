@@ -58,13 +58,15 @@ def test_it_learns_who_is_early(parts, tmp_path):
     [({}, "last"), ({"keep_epoch": "best"}, "best"), ({"lr_schedule": "plateau"}, "best")],
     ids=["last", "best", "best with a plateau"],
 )
-def test_the_epoch_that_is_kept(parts, tmp_path, changes, rule):
+def test_the_epoch_that_is_kept(parts, tmp_path, caplog, changes, rule):
+    caplog.set_level("INFO")
     model = build()
     train(model, parts, options(epochs=4, **changes), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
     expected = history.iloc[-1] if rule == "last" else best
     assert history[history["kept"] == 1]["epoch"].iloc[-1] == expected["epoch"]
+    assert f"epoch {expected['epoch']:.0f} is kept, validation C-index {expected['val_c_index']:.3f}" in caplog.text
     part = parts["val"]
     log_hazard = make_predict(model)(part.entries, 5)[1]
     assert float(loss.cox_loss(log_hazard, part.outcome.time, part.outcome.event)) > 0
