@@ -88,13 +88,13 @@ class ValidationConcordance(keras.callbacks.Callback):
 class KeptWeights(keras.callbacks.Callback):
     """Keep one epoch's weights, whole on disk, and put `kept` into the epoch's logs: 1 where they were written, else 0.
 
-    Each epoch that is the best so far on validation is written: the highest C-index, of equal ones the lowest loss. So
-    is the last one, if it is to be kept: then the best one's weights remain only where the training stops before.
+    Written are those of each epoch that is the best so far on validation: the highest C-index, of equal ones the lowest
+    loss. Those of `last` replace them, whatever its figures; a training that stops before it leaves the best ones.
 
     Args:
         path: of the file of weights.
         save: writes the weights to the path that it is given.
-        last: number of the epoch, from 0, that is kept though another was better; None: the best is kept.
+        last: epoch, from 0, that is kept even if another was better; None: the best is kept.
     """
 
     def __init__(self, path: str | Path, save: Callable[[Path], None], *, last: int | None = None):

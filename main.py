@@ -140,7 +140,7 @@ class Pipeline:
     # ---- The stages, by their function in the table STAGES -----------------------------------------
 
     def train(self) -> None:
-        """Stage 1: train the network, whose weights of KEEP_EPOCH are kept in `cnn`, and learn progress."""
+        """Stage 1: train the network, keep the weights of one epoch in `cnn`, and learn progress."""
         folder = self.folder / "cnn"
         self.stage1.train(self.cohort.parts, folder)
         self.stage1.learn_progress(self.cohort.parts["train"], folder)
