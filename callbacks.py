@@ -85,29 +85,36 @@ class ValidationConcordance(keras.callbacks.Callback):
         logs |= self.agree({"val_loss": self.loss(log_hazard), "val_c_index": c_index})
 
 
-class BestWeights(keras.callbacks.Callback):
-    """Keep the weights of the epoch with the best validation C-index, whole on disk; ties by validation loss.
+class KeptWeights(keras.callbacks.Callback):
+    """Keep one epoch's weights, whole on disk, and put `kept` into the epoch's logs: 1 where they were written, else 0.
+
+    Written are those of each epoch that is the best so far on validation: the highest C-index, of equal ones the lowest
+    loss. Those of `last` replace them, whatever its figures; a training that stops before it leaves the best ones.
 
     Args:
         path: of the file of weights.
         save: writes the weights to the path that it is given.
+        last: epoch, from 0, that is kept even if another was better; None: the best is kept.
     """
 
-    def __init__(self, path: str | Path, save: Callable[[Path], None]):
+    def __init__(self, path: str | Path, save: Callable[[Path], None], *, last: int | None = None):
         super().__init__()
-        self.path, self.save = Path(path), save
+        self.path, self.save, self.last = Path(path), save, last
         self.best: tuple[float, float] | None = None  # C-index, and the loss times -1
         self.replaying = False  # a resumed run's old epochs: their weights are on disk already
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
-        """Save if this epoch is the best so far."""
+        """Save if this epoch is the best so far, or the last one."""
         assert logs is not None
         score = (logs["val_c_index"], -logs["val_loss"])
-        if self.best is None or score > self.best:
+        is_best = self.best is None or score > self.best
+        if is_best:
             self.best = score
-            if not self.replaying:
-                with written_whole(self.path) as part:
-                    self.save(part)
+        is_kept = is_best or epoch == self.last
+        if is_kept and not self.replaying:
+            with written_whole(self.path) as part:
+                self.save(part)
+        logs["kept"] = int(is_kept)
 
 
 class History(keras.callbacks.Callback):

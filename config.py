@@ -167,6 +167,9 @@ class Config(BaseSettings):
     """Most epochs; a step takes RISK_SET subjects with all their scans."""
     PATIENCE: Count = 8
     """Epochs without a better validation C-index before stage 1 stops."""
+    KEEP_EPOCH: Literal["last", "best"] = "last"
+    """Whose weights stage 1 keeps: the last epoch's, at the cosine's end, or those of the best validation C-index, as
+    with LR_SCHEDULE=plateau and where PATIENCE stops it."""
     SAVE_SECONDS: NotNegative = 60.0
     """Between two saved states of stage 1; a killed run goes on from the last one, to the same result."""
     DISTRIBUTE: Literal["none", "mirrored", "multi_worker"] = "none"

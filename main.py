@@ -142,7 +142,7 @@ class Pipeline:
     # ---- The stages, by their function in the table STAGES -----------------------------------------
 
     def train(self) -> None:
-        """Stage 1: train the network, whose best epoch on validation is kept in `cnn`, and learn progress."""
+        """Stage 1: train the network, keep the weights of one epoch in `cnn`, and learn progress."""
         folder = self.folder / "cnn"
         self.stage1.train(self.cohort.parts, folder)
         self.stage1.learn_progress(self.cohort.scans_to_learn_progress(), folder)

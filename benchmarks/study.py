@@ -45,6 +45,7 @@ def stability() -> list[tuple[str, float, tuple[int, int, int], str, Options]]:
     """Name, effect of the simulated atrophy, shape, normalisation and options; `visit_order` has the default."""
     changed: dict[str, dict[str, Any]] = {
         "EMA=.9": {"ema": 0.9},
+        "KEEP_EPOCH=best": {"keep_epoch": "best"},
         "LR_SCHEDULE=plateau": {"lr_schedule": "plateau"},
         "WARMUP_EPOCHS=0": {"warmup_epochs": 0.0},
         "CLIP_NORM=100": {"clip_norm": 100.0},

@@ -81,8 +81,8 @@ def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
     """Losses and validation C-index by epoch, with the epoch whose weights were kept.
 
     Args:
-        cnn: (epochs, 4) `epoch, loss, val_loss, val_c_index`; the weights of the highest C-index were kept, of several
-            those with the lowest loss. None: stage 1 was not trained.
+        cnn: (epochs, 5) `epoch, loss, val_loss, val_c_index, kept`: the weights of the last epoch whose `kept` is 1
+            were kept. None: stage 1 was not trained.
         tlstm: (epochs, 3) `epoch, train_loss, val_loss`, means over the seeds; the weights of the lowest `val_loss`
             were kept. None: stage 2 was not trained.
     Returns:
@@ -92,7 +92,7 @@ def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
     figure = _figure(2.3 * num_stages)
     rows = figure.subplots(num_stages, 3, squeeze=False)
     if cnn is not None:
-        kept = cnn.sort_values(["val_c_index", "val_loss"], ascending=[False, True], kind="stable").iloc[0]
+        kept = _kept_epoch(cnn)
         epoch, best = cnn["epoch"], kept["epoch"]
         _course(rows[0, 0], epoch, cnn["loss"], best, BLUE, "one scan: training", LOSS)
         _course(rows[0, 1], epoch, cnn["val_loss"], best, VERMILION, "validation", LOSS)
@@ -104,6 +104,13 @@ def training(cnn: pd.DataFrame | None, tlstm: pd.DataFrame | None) -> Figure:
         _course(rows[-1, 1], epoch, tlstm["val_loss"], best, VERMILION, f"validation: epoch {best:.0f}", LOSS)
         rows[-1, 2].set_axis_off()
     return figure
+
+
+def _kept_epoch(cnn: pd.DataFrame) -> pd.Series:
+    """The row of stage 1's history whose weights were kept; without `kept`, the highest C-index was, then the loss."""
+    if "kept" in cnn:
+        return cnn[cnn["kept"] == 1].iloc[-1]
+    return cnn.sort_values(["val_c_index", "val_loss"], ascending=[False, True], kind="stable").iloc[0]
 
 
 def _course(axes: Axes, epoch: pd.Series, values: pd.Series, kept: float, colour: str, title: str, label: str) -> None:

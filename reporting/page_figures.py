@@ -20,7 +20,7 @@ CAPTIONS = {
     "cohort": "Subjects, not scans, are split. A row that cannot be used stops a run, so no scan was left out.",
     "cohort_of_visits": "Subjects, not visits, are split. A row that cannot be used stops a run.",
     "training": (
-        "Dashed: the epoch whose weights were kept, of one scan that with the highest validation C-index, of the "
+        "Dashed: the epoch whose weights were kept, of one scan the one that KEEP_EPOCH asks for, of the "
         "history that with the lowest validation loss (mean of the seeds; epoch 0 is the linear link alone). "
         "A loss depends on how many subjects it is over: compare the course of two, not their height."
     ),

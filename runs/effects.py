@@ -66,7 +66,8 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("always", _always, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "TIME_UNIT", "OUTPUT_DIR")),
         Rule("always", _always, ("STAGES", "FOLDS", "RESUME", "VERIFY", "MAX_HOURS", "SAVE_SECONDS", "DISTRIBUTE")),
         Rule("always", _always, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
-        Rule("always", _always, _of_stage("cnn")),  # every stage asks for a stage 1 of the same settings
+        Rule("always", _always, _of_stage("cnn", but=("KEEP_EPOCH",))),  # every stage asks for the same stage 1
+        Rule("with LR_SCHEDULE=cosine", lambda s: s.LR_SCHEDULE == "cosine", ("KEEP_EPOCH",)),
         Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS")),
         Rule("for a cohort of your own", _is_own_cohort, ("LATE_VISITS", "EVENT_NAMES")),
         Rule(

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 StageName = Literal["cnn", "features", "tlstm", "explain", "report"]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)  # in the order in which they run
 AS_BEFORE = {  # settings with the value that gives what versions without the setting gave: their stages stay done
+    "KEEP_EPOCH": "best",
     "PROGRESS": "off",
     "SHAPLEY_BACKGROUND": 0,
     "STAGE2": "tlstm",
@@ -54,8 +55,8 @@ STAGES: dict[str, Stage] = {
                     "LR_SCHEDULE",
                     "WARMUP_EPOCHS",
                 ),
-                *("CLIP_NORM", "EMA", "RECOMPUTE", "EPOCHS", "PATIENCE", "AUGMENT_SHIFT", "AUGMENT_ROTATE"),
-                *("AUGMENT_SCALE", "AUGMENT_FLIP", "AUGMENT_BIAS", "AUGMENT_GAIN", "AUGMENT_NOISE"),
+                *("CLIP_NORM", "EMA", "RECOMPUTE", "EPOCHS", "PATIENCE", "KEEP_EPOCH", "AUGMENT_SHIFT"),
+                *("AUGMENT_ROTATE", "AUGMENT_SCALE", "AUGMENT_FLIP", "AUGMENT_BIAS", "AUGMENT_GAIN", "AUGMENT_NOISE"),
             ),
             removes=("cnn",),
         ),

@@ -5,34 +5,61 @@ import pytest
 import callbacks
 
 
-@pytest.fixture
-def kept(tmp_path):
-    return callbacks.BestWeights(tmp_path / "best", lambda path: path.write_text(str(kept_epoch[0])))
+class Kept(callbacks.KeptWeights):
+    """Writes the number of the epoch instead of weights."""
+
+    def __init__(self, folder, last=None):
+        super().__init__(folder / "kept", lambda path: path.write_text(str(self.epoch)), last=last)
+
+    def follow(self, epochs, begin=0):
+        """Go through epochs of these C-indices and losses; returns the column `kept` of their history."""
+        column = []
+        for self.epoch, (c_index, loss) in enumerate(epochs, start=begin):
+            logs = {"val_c_index": c_index, "val_loss": loss}
+            self.on_epoch_end(self.epoch, logs)
+            column.append(logs["kept"])
+        return column
 
 
-kept_epoch = [0]
+RISING = [(0.6, 1.0), (0.7, 1.0), (0.65, 0.5)]
 
 
 @pytest.mark.parametrize(
-    ("epochs", "best"),
+    ("epochs", "last", "column"),
     [
-        ([(0.6, 1.0), (0.7, 1.0), (0.65, 0.5)], 1),
-        ([(0.7, 1.0), (0.7, 0.9), (0.7, 1.1)], 1),
-        ([(0.7, 1.0), (0.7, 1.0)], 0),
+        (RISING, None, [1, 1, 0]),
+        ([(0.7, 1.0), (0.7, 0.9), (0.7, 1.1)], None, [1, 1, 0]),
+        ([(0.7, 1.0), (0.7, 1.0)], None, [1, 0]),
+        (RISING, 2, [1, 1, 1]),
+        ([(0.7, 1.0), (0.2, 9.0), (0.1, 9.0), (0.3, 9.0)], 3, [1, 0, 0, 1]),
+        (RISING, 9, [1, 1, 0]),
+        ([(0.5, 1.0)], 0, [1]),
     ],
-    ids=["highest C", "ties by loss", "the first of equals"],
+    ids=[
+        "highest C",
+        "ties by loss",
+        "the first of equals",
+        "last",
+        "last though worse",
+        "stopped before",
+        "one epoch",
+    ],
 )
-def test_the_best_epoch_is_kept(kept, epochs, best):
-    for epoch, (c_index, loss) in enumerate(epochs):
-        kept_epoch[0] = epoch
-        kept.on_epoch_end(epoch, {"val_c_index": c_index, "val_loss": loss})
-    assert kept.path.read_text() == str(best)
+def test_the_epoch_that_is_kept(tmp_path, epochs, last, column):
+    weights = Kept(tmp_path, last)
+    assert weights.follow(epochs) == column
+    assert weights.path.read_text() == str(np.flatnonzero(column)[-1])
 
 
-def test_replayed_epochs_write_nothing(kept):
-    kept.replaying = True
-    kept.on_epoch_end(0, {"val_c_index": 0.9, "val_loss": 1.0})
-    assert not kept.path.exists() and kept.best == (0.9, -1.0)
+@pytest.mark.parametrize("last", [None, 2])
+def test_replayed_epochs_write_nothing_and_count(tmp_path, last):
+    weights = Kept(tmp_path, last)
+    weights.replaying = True
+    assert weights.follow(RISING[:2]) == [1, 1]
+    assert not weights.path.exists() and weights.best == (0.7, -1.0)
+    weights.replaying = False
+    assert weights.follow(RISING[2:], begin=2) == [int(last == 2)]
+    assert weights.path.exists() == (last == 2)
 
 
 def test_the_validation_is_over_subjects_not_scans():

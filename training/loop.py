@@ -1,4 +1,4 @@
-"""The training loop of stage 1: epochs of steps, the best epoch on validation, and resume.
+"""The training loop of stage 1: epochs of steps, the epoch whose weights are kept, and resume.
 
 The loop is our own, since Keras' `fit` takes the loss of the volumes in memory, not of a risk set; computes it on each
 device apart; and resumes between epochs only. Keras' callbacks are driven through `CallbackList`.
@@ -11,15 +11,17 @@ import time
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import BestWeights, History, LearningRate, Progress, ValidationConcordance
+from callbacks import History, KeptWeights, LearningRate, Progress, ValidationConcordance
 from loss import Outcome
 from runs.errors import InputError
 from runs.signals import finishing_step, stop_requested
+from runs.stages import AS_BEFORE
 from training.checkpoint import Checkpoint, Position
 from training.devices import Workers
 from training.features import make_predict
@@ -27,7 +29,7 @@ from training.risk_sets import Scans, draw_risk_sets
 from training.steps import Options, Steps
 from training.weights import load_weights, save_weights
 
-BEST_WEIGHTS = "best.weights.h5"  # in a training's folder
+BEST_WEIGHTS = "best.weights.h5"  # in a training's folder, of the epoch that is kept
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def train(
     save_seconds: float,
     workers: Workers | None = None,
 ) -> None:
-    """Train on the training part, choose the epoch on the validation part, and leave its weights in the model.
+    """Train on the training part, watched on the validation part, and leave the kept epoch's weights in the model.
 
     Args:
         model: of `build_model`, made in the scope of the workers' strategy; its weights change.
@@ -63,6 +65,8 @@ def train(
         training.run()
     if workers.is_first:
         load_weights(model, folder / BEST_WEIGHTS)
+        last_kept = [row for row in training.history.rows if row["kept"]][-1]
+        logger.info("stage 1: epoch %d is kept, validation C-index %.3f", last_kept["epoch"], last_kept["val_c_index"])
 
 
 class Training:
@@ -84,7 +88,7 @@ class Training:
         self.checkpoint = Checkpoint(
             folder / "backup" / "state.npz",
             self.steps.variables(),
-            {"options": asdict(options), "devices": workers.num_devices},
+            {"options": _compared(options), "devices": workers.num_devices},
         )
         self.position = Position()
         self.num_steps = len(self._risk_sets(0))  # of an epoch
@@ -188,11 +192,13 @@ class Training:
                 keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=max(1, options.patience // 2), **monitored)
             )
         self.progress = Progress(options.epochs, shown=self.workers.is_first)
-        self.best_weights = BestWeights(self.folder / BEST_WEIGHTS, self.save_averaged)
+        is_last_kept = options.keep_epoch == "last" and options.lr_schedule == "cosine"
+        last = options.epochs - 1 if is_last_kept else None
+        self.kept_weights = KeptWeights(self.folder / BEST_WEIGHTS, self.save_averaged, last=last)
         self.history = History(self.folder / "history.csv")
         self.replayed: list[keras.callbacks.Callback] = [*stopping]  # those that get a resumed run's old epochs again
         if self.workers.is_first:
-            self.replayed += [self.history, self.best_weights]
+            self.replayed += [self.kept_weights, self.history]
         self.callbacks = keras.callbacks.CallbackList(
             [rate, validation, *self.replayed, self.progress], model=self.model, steps=self.num_steps
         )
@@ -205,12 +211,12 @@ class Training:
         self.position = self.checkpoint.load(content)
         optimizer = self.steps.optimizer
         rate = float(optimizer.learning_rate.numpy())
-        self.best_weights.replaying = True
+        self.kept_weights.replaying = True
         for epoch, row in enumerate(self.position.rows):
             logs = {name: value for name, value in row.items() if name != "epoch"}
             for callback in self.replayed:
                 callback.on_epoch_end(epoch, logs)
-        self.best_weights.replaying = False
+        self.kept_weights.replaying = False
         optimizer.learning_rate = rate
         logger.info("stage 1 goes on after epoch %d, step %d", len(self.position.rows), len(self.position.losses))
 
@@ -226,6 +232,11 @@ class Training:
         rng = np.random.default_rng([self.options.seed, epoch])
         smallest = 2 * self.workers.num_devices
         return draw_risk_sets(self.parts["train"], self.options.risk_set, rng, smallest=smallest)
+
+
+def _compared(options: Options) -> dict[str, Any]:
+    """The options that a saved state must have; one of before there was an option has the value of AS_BEFORE."""
+    return {name: value for name, value in asdict(options).items() if AS_BEFORE.get(name.upper()) != value}
 
 
 def _check(parts: dict[str, Scans], options: Options, num_devices: int) -> None:

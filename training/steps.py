@@ -43,6 +43,7 @@ class Options:
     recompute: bool
     epochs: int
     patience: int  # epochs
+    keep_epoch: Literal["last", "best"]
     augment_shift: float  # voxels
     augment_rotate: float  # degrees
     augment_scale: float  # share

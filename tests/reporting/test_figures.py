@@ -110,10 +110,14 @@ def test_the_groups_differ_without_colour_too():
 
 # ---- One by one
 def test_training_marks_the_epoch_that_was_kept():
+    """The C-index ties at 2 and 3: the lower loss wins, unless the history says what was kept."""
     axes = figures.training(cnn_history(), tlstm_history()).axes
     kept = [axis.lines[1].get_xdata()[0] for axis in axes if axis.axison]
-    assert kept == [3, 3, 3, 1, 1]  # the C-index ties at 2 and 3: the lower loss wins
+    assert kept == [3, 3, 3, 1, 1]
     assert axes[2].get_title(loc="left") == "0.700 at epoch 3"
+    for column, title in (([1, 1, 0, 1], "0.600 at epoch 4"), ([1, 1, 0, 0], "0.700 at epoch 2")):
+        axes = figures.training(cnn_history().assign(kept=column), None).axes
+        assert axes[2].get_title(loc="left") == title
 
 
 @pytest.mark.parametrize("one_scan", [True, False])

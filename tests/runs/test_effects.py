@@ -50,6 +50,8 @@ IDLE = [
     ("tlstm.py", ["--STAGE2=link", "--HIDDEN=4", "--LINK=off", "--COMPONENTS=[2]"], ["HIDDEN", "LINK"]),
     ("tlstm.py", ["--STAGE2=tlstm", "--HIDDEN=4", "--LINK=off"], []),
     ("main.py", ["--LINK=off", "--HIDDEN=4"], ["LINK"]),
+    ("main.py", ["--KEEP_EPOCH=last", "--LR_SCHEDULE=plateau"], ["KEEP_EPOCH"]),
+    ("main.py", ["--KEEP_EPOCH=best", "--LR_SCHEDULE=cosine"], []),
     ("predict.py", ["--FOLDS=3", "--HIDDEN=4"], []),
 ]
 

@@ -55,7 +55,12 @@ def test_a_changed_setting_undoes_its_stage_and_those_below(record):
 
 @pytest.mark.parametrize(
     ("name", "stage", "other"),
-    [("PROGRESS", "cnn", "linear"), ("SHAPLEY_BACKGROUND", "explain", "2"), ("WINSORISE", "tlstm", "5")],
+    [
+        ("PROGRESS", "cnn", "linear"),
+        ("KEEP_EPOCH", "cnn", "last"),
+        ("SHAPLEY_BACKGROUND", "explain", "2"),
+        ("WINSORISE", "tlstm", "5"),
+    ],
 )
 def test_a_stage_of_before_there_was_a_setting_stays_done_with_its_results_alone(record, name, stage, other):
     as_before = f"--{name}={AS_BEFORE[name]}"

@@ -53,18 +53,27 @@ def test_it_learns_who_is_early(parts, tmp_path):
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
 
 
-def test_the_best_epoch_on_validation_is_kept(parts, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [({}, "last"), ({"keep_epoch": "best"}, "best"), ({"lr_schedule": "plateau"}, "best")],
+    ids=["last", "best", "best with a plateau"],
+)
+def test_the_epoch_that_is_kept(parts, tmp_path, caplog, changes, rule):
+    caplog.set_level("INFO")
     model = build()
-    train(model, parts, options(epochs=4), tmp_path)
+    train(model, parts, options(epochs=4, **changes), tmp_path)
     history = pd.read_csv(tmp_path / "history.csv")
     best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
+    expected = history.iloc[-1] if rule == "last" else best
+    assert history[history["kept"] == 1]["epoch"].iloc[-1] == expected["epoch"]
+    assert f"epoch {expected['epoch']:.0f} is kept, validation C-index {expected['val_c_index']:.3f}" in caplog.text
     part = parts["val"]
     log_hazard = make_predict(model)(part.entries, 5)[1]
     assert float(loss.cox_loss(log_hazard, part.outcome.time, part.outcome.event)) > 0
     from survival.estimates import concordance
 
     found = concordance(log_hazard[part.last], part.outcome.time[part.last], part.outcome.event[part.last])
-    assert found == pytest.approx(best["val_c_index"])
+    assert found == pytest.approx(expected["val_c_index"])
     kept = build()
     kept.load_weights(tmp_path / "best.weights.h5")
     assert all((a == b).all() for a, b in zip(weights(kept), weights(model), strict=True))
@@ -78,8 +87,12 @@ def test_the_test_part_is_never_looked_at(parts, tmp_path):
 
 
 def test_no_patience_stops_early(parts, tmp_path):
-    train(build(), parts, options(epochs=30, patience=1, learning_rate=1e-9), tmp_path)
-    assert len(pd.read_csv(tmp_path / "history.csv")) < 30
+    model = build()
+    train(model, parts, options(epochs=30, patience=1, learning_rate=1e-9), tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv")
+    assert len(history) < 30
+    best = history.sort_values(["val_c_index", "val_loss"], ascending=[False, True]).iloc[0]
+    assert history[history["kept"] == 1]["epoch"].iloc[-1] == best["epoch"] < len(history)
 
 
 def with_events(part, subjects):
@@ -181,10 +194,22 @@ def test_a_backup_of_other_options_or_a_damaged_one_is_refused(parts, tmp_path):
     train(build(), parts, options(epochs=1), tmp_path)
     with pytest.raises(InputError, match="is of other settings"):
         train(build(), parts, options(epochs=1, learning_rate=1.0), tmp_path)
+    with pytest.raises(InputError, match="is of other settings"):
+        train(build(), parts, options(epochs=1, keep_epoch="best"), tmp_path)
     state = tmp_path / "backup" / "state.npz"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match="can't be read"):
         train(build(), parts, options(epochs=1), tmp_path)
+
+
+def test_a_backup_of_before_there_was_an_option_goes_on_with_the_value_of_before(parts, tmp_path):
+    """A state without `keep_epoch` is of a training that keeps the best one."""
+    train(build(), parts, options(epochs=1, keep_epoch="best"), tmp_path)
+    with np.load(tmp_path / "backup" / "state.npz") as state:
+        assert "keep_epoch" not in json.loads(str(state["record"]))["options"]
+    train(build(), parts, options(epochs=1, keep_epoch="best"), tmp_path)
+    with pytest.raises(InputError, match="is of other settings"):
+        train(build(), parts, options(epochs=1, keep_epoch="last"), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_names_the_scans(parts, tmp_path):
