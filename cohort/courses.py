@@ -34,8 +34,8 @@ SPAN_OF_3, SPAN = 1.5, 3.0  # years within which the 3 visits lie, and those of 
 LEAST_GAP = 0.05  # years between two visits of a range, at least
 RATE, RATE_SPREAD = 0.4, 0.6  # of linear: median of the rate r over SPAN_OF_3, a year; standard deviation of log r
 LEVEL_EFFECT, RATE_EFFECT = 0.7, 1.4  # of linear: log-hazard per unit of the level l, and of the rate's score z
-REFERENCE = 20_000  # subjects over whom the expectation given one scan is fitted
-KNOTS = 12  # of that fit, a cubic spline; they are quantiles of the atrophy
+REFERENCE = 10_000  # subjects over whom the expectation given one scan is fitted
+KNOTS = 8  # of that fit, a cubic spline; they are quantiles of the atrophy
 
 
 @dataclass(frozen=True)
