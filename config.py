@@ -96,9 +96,9 @@ class Config(BaseSettings):
     """Fewest and most visits of a subject, such as 2,7: their number is drawn, at irregular times within 3 years.
     Unset: 3 visits within 18 months."""
     SIM_HISTORY: Literal["linear", "accelerating", "highest", "variable", "jumping", "u_shaped"] = "linear"
-    """The atrophy's course over the visits, and what of it the hazard follows: the level and rate of a line; the last
-    value of a curve and its rate there; the highest value; the spread; the time since a jump; the distance of the
-    last value from the middle. Last value and slope can express the first alone. Equations: cohort/courses.py."""
+    """What of the atrophy's course the hazard follows: level and rate of a line (linear), the last value of a curve and
+    its rate there (accelerating), the highest value, the spread (variable), the time since a jump, or how far the last
+    value lies from the middle (u_shaped). A Cox model on last value and slope can express the first alone."""
     SIM_NUISANCE: NotNegative = 1.0
     """Strength of what is unrelated to the hazard (shift, scale, gain, bias field, noise, anatomy); 3 is hard."""
     SIM_EFFECT: NotNegative = 1.0

@@ -63,9 +63,10 @@ SITES = {
 def main(settings: list[str]) -> None:
     """Leave each site out once, and print what the models reach there."""
     tables = [write_site(name) for name in SITES]
-    rows = [measure(run(name, tables, settings), tables[number]) for number, name in enumerate(SITES)]
-    for name, row in zip(SITES, rows, strict=True):
-        print(json.dumps({"name": f"sites, without {name}", **row}))
+    rows = []
+    for name, table in zip(SITES, tables, strict=True):
+        rows.append(measure(run(name, tables, settings), table))
+        print(json.dumps({"name": f"sites, without {name}", **rows[-1]}), flush=True)
     means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
     print(json.dumps({"name": "sites, mean", **means}))
 

@@ -120,7 +120,7 @@ def _fit_one_scan(history: History) -> Callable[[np.ndarray], np.ndarray]:
     return lambda atrophy: spline.predict(np.reshape(atrophy, (-1, 1)))
 
 
-# ---- The kinds; each takes the years of the visits and of the span, and the equations are the module's ---------------
+# ---- The kinds, whose equations are the module's; each takes the years of the visits and of the span -------------
 def _linear(years: np.ndarray, span: float, rng: np.random.Generator) -> Course:
     """A line; the hazard follows its level and its rate."""
     level, z = rng.normal(size=2)
