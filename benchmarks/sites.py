@@ -6,7 +6,7 @@ A site has 150 subjects of the embedded cohort's kind, with 3 visits each. It ha
 noise, and its own mix of levels: its subjects are chosen among three times as many, the more atrophied ones with more
 or less probability. Prints a JSON line a site that is left out, and the means: the C-index of each model on it, of the
 atrophy in the last scan, and of the true log-hazard. The runs stay in `outputs-benchmark/sites/`. Each of the four
-takes about 4 CPU minutes.
+takes about 6 CPU minutes.
 """
 
 import json
