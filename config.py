@@ -27,6 +27,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Visits = Annotated[int, Field(ge=1, le=50)]
 Voxels = Annotated[int, Field(ge=16, le=512)]
 
 
@@ -92,7 +93,14 @@ class Config(BaseSettings):
 
     # ---- The simulated cohort, when COHORT_CSV is unset ---------------------------------------------
     SIM_SUBJECTS: Annotated[int, Field(ge=12)] = 300
-    """Subjects, each with 3 visits within 18 months (paper: 228 of ADNI)."""
+    """Subjects (paper: 228 of ADNI)."""
+    SIM_VISITS: tuple[Visits, Visits] | None = None
+    """Fewest and most visits of a subject, such as 2,7: their number is drawn, at irregular times within 3 years.
+    Unset: 3 visits within 18 months."""
+    SIM_HISTORY: Literal["linear", "accelerating", "highest", "variable", "jumping", "u_shaped"] = "linear"
+    """What of the atrophy's course the hazard follows: level and rate of a line (linear), the last value of a curve and
+    its rate there (accelerating), the highest value, the spread (variable), the time since a jump, or how far the last
+    value lies from the middle (u_shaped). A Cox model on last value and slope can express the first alone."""
     SIM_NUISANCE: NotNegative = 1.0
     """Strength of what is unrelated to the hazard (shift, scale, gain, bias field, noise, anatomy); 3 is hard."""
     SIM_EFFECT: NotNegative = 1.0
@@ -269,6 +277,13 @@ class Config(BaseSettings):
         if list(horizons) != sorted(set(horizons)):
             raise ValueError("expected ascending years without repeats")
         return horizons
+
+    @field_validator("SIM_VISITS")
+    @classmethod
+    def _fewest_and_most(cls, visits: tuple[int, int] | None) -> tuple[int, int] | None:
+        if visits is not None and visits[0] > visits[1]:
+            raise ValueError("expected the fewest visits, then the most")
+        return visits
 
     @field_validator("CROSS_FIT")
     @classmethod

@@ -21,6 +21,7 @@ from nibabel.processing import resample_from_to
 from tqdm import tqdm
 
 from cohort import simulate, tables
+from cohort.courses import History
 from cohort.entries import CACHED, Preprocessing, Stored, find_entry, is_usable, open_entry, store_entry, try_scan
 from cohort.extent import Extent, compare_extents, median_extent
 from cohort.grid import Grid, commonest_grid, grid_of, read_grid
@@ -141,6 +142,7 @@ def _read_simulated(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
             nuisance=config.SIM_NUISANCE,
             effect=config.SIM_EFFECT,
             seed=config.SEED,
+            history=simulated_history(config),
             jobs=config.NUM_WORKERS,
         )
     return tables.read_cohort(table, mri_folder=folder)
@@ -206,7 +208,16 @@ def simulated_folder(config: Config) -> Path | None:
         return None
     strengths = f"nuisance-{config.SIM_NUISANCE:g}_effect-{config.SIM_EFFECT:g}"
     name = f"{config.SIM_SUBJECTS}-subjects_{strengths}_seed-{config.SEED}"
+    if config.SIM_HISTORY != "linear":
+        name += f"_{config.SIM_HISTORY}"
+    if config.SIM_VISITS is not None:
+        name += "_visits-{}-{}".format(*config.SIM_VISITS)
     return config.OUTPUT_DIR / "simulated" / name
+
+
+def simulated_history(config: Config) -> History:
+    """The visits of the embedded cohort, and the course of the atrophy over them."""
+    return History(config.SIM_HISTORY, config.SIM_VISITS)
 
 
 def cache_folder(config: Config) -> Path:

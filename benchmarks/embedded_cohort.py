@@ -57,9 +57,10 @@ def follow_truth(folder: Path) -> dict[str, float]:
     table = table.merge(pd.read_csv(truth).drop(columns="log_hazard"), on="imageid", validate="1:1")
     visits = table.sort_values("visit_time").groupby("subjectid")
     change = visits.last(numeric_only=True) - visits.first(numeric_only=True)
+    years = change["visit_time"].replace(0.0, np.nan)  # of one visit there is no slope
     return {
         "risk_and_atrophy": round(float(table["log_hazard"].corr(table["atrophy"])), 4),
-        "slopes": round(float((change["log_hazard"] / change["visit_time"]).corr(visits["rate"].first())), 4),
+        "slopes": round(float(change["log_hazard"].div(years).corr(change["atrophy"].div(years))), 4),
     }
 
 

@@ -2,13 +2,12 @@
 
 Each scan is the MNI152 template (nilearn's, skull-stripped), deformed by the subject's atrophy, which narrows and
 darkens the hippocampus and widens the lateral ventricles. A nuisance that does not enter the hazard changes it further.
-Of a subject with level l ~ N(0, 1) and rate score z ~ N(0, 1), times t in years from baseline:
+Of a subject with the atrophy a(t), t years from baseline, and g, what the hazard follows of it, both of `courses`:
 
-    atrophy      a(t) = l + r t,  rate r = RATE exp(RATE_SPREAD z) a year
-    log-hazard   eta = effect (LEVEL_EFFECT l + RATE_EFFECT z)
+    log-hazard   eta = effect g
     time left    S(u) = exp(-exp(eta) (u / SCALE_WEIBULL)^SHAPE_WEIBULL), u years after the last visit
 
-One scan shows a(t) alone; only several scans show the rate.
+One scan shows a(t) alone; only several scans show its course.
 """
 
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from joblib import Parallel, delayed
 from scipy import ndimage
 from tqdm import tqdm
 
+from cohort.courses import LINES, History, draw_course, draw_visits, expect_from_one_scan
 from runs.files import written_whole
 
 SHAPE = (48, 56, 48)  # (X, Y, Z) voxels
@@ -29,12 +29,10 @@ REGIONS = {1: "hippocampus left", 2: "hippocampus right", 3: "lateral ventricles
 ATROPHY_LABELS = (1, 2, 3)  # of REGIONS: where the atrophy is; 4 is where the nuisance anatomy varies
 
 # The hazard, as in the equations above
-LEVEL_EFFECT, RATE_EFFECT = 0.7, 1.4  # log-hazard per unit of the level l, and of the rate's score z
-RATE, RATE_SPREAD = 0.4, 0.6  # median of the rate r, units of atrophy a year; standard deviation of log r
 SHAPE_WEIBULL, SCALE_WEIBULL = 1.4, 8.0  # shape; scale, years
 FOLLOW_UP = (2.0, 8.0)  # years observed after the last visit, uniform
 
-# The atrophy; one unit is a standard deviation of the level
+# The atrophy; one unit is a standard deviation of the level of straight lines
 SHRINK = 0.16  # share of the hippocampus' width that a unit takes
 DARKEN = 0.07  # share of the hippocampus' intensity that a unit takes: partial volume with fluid
 WIDEN = 1.2  # mm by which a unit moves the ventricles' surface
@@ -74,16 +72,18 @@ def write_cohort(
     nuisance: float = 1.0,
     effect: float = 1.0,
     seed: int = 0,
+    history: History = LINES,
     jobs: int = -1,
 ) -> Path:
     """Write the cohort: `cohort.csv`, `mri/*.nii.gz`, `truth.csv` and `truth_regions.nii.gz`.
 
     Args:
         folder: where; written whole or not at all. A folder that exists already is left as it is.
-        num_subjects: number of subjects, each with 3 visits within 18 months.
+        num_subjects: number of subjects.
         nuisance: strength of all that does not enter the hazard; 1 is light, 0 none.
         effect: factor of the log-hazard; 0: brains shrink all the same, but the atrophy predicts no event.
         seed: the same seed gives the same bytes, and the same first subjects however many there are.
+        history: the visits, the atrophy's course over them, and what of it the hazard follows.
         jobs: number of processes; -1: one a core.
     Returns:
         The path of `cohort.csv`.
@@ -94,48 +94,52 @@ def write_cohort(
     if not folder.exists():
         with written_whole(folder) as part:
             (part / "mri").mkdir(parents=True)
-            truth = draw_truth(num_subjects, effect=effect, seed=seed)
+            truth = draw_truth(num_subjects, effect=effect, seed=seed, history=history)
             _write_cohort(part, truth, nuisance=nuisance, seed=seed, jobs=jobs)
     return folder / "cohort.csv"
 
 
-def draw_truth(num_subjects: int, *, effect: float = 1.0, seed: int = 0) -> pd.DataFrame:
+def draw_truth(num_subjects: int, *, effect: float = 1.0, seed: int = 0, history: History = LINES) -> pd.DataFrame:
     """Draw each subject's atrophy, visits and event, without any image.
 
     Args:
         num_subjects: number of subjects.
         effect: factor of the log-hazard.
         seed: of the draws; the first subjects are the same however many there are.
+        history: the visits, the atrophy's course over them, and what of it the hazard follows.
     Returns:
         A row a scan.
         Columns `subjectid, imageid, visit_time, time, convert_status` as in the cohort's table (years), then
-        `atrophy` at the visit, `level`, `rate` (units of atrophy a year), `log_hazard` of the time left after the last
-        visit, and `weibull_shape` and `weibull_scale` (years) of its survival curve.
+        `atrophy` at the visit, for straight lines `level` and `rate` (units of atrophy a year), `log_hazard` of the
+        time left after the last visit, and `weibull_shape` and `weibull_scale` (years) of its survival curve. Where
+        the log-hazard that is expected from one scan does not rise with the atrophy, `log_hazard_one_scan` is what
+        would be expected if this scan were the last.
     """
     subjects = range(1, num_subjects + 1)
-    return pd.concat([_draw_subject(subject, effect, seed) for subject in subjects], ignore_index=True)
+    truth = pd.concat([_draw_subject(subject, effect, seed, history) for subject in subjects], ignore_index=True)
+    if history.kind != "linear":
+        truth["log_hazard_one_scan"] = effect * expect_from_one_scan(history, truth["atrophy"].to_numpy())
+    return truth
 
 
-def _draw_subject(subject: int, effect: float, seed: int) -> pd.DataFrame:
+def _draw_subject(subject: int, effect: float, seed: int, history: History) -> pd.DataFrame:
     """A row a visit of one subject; the equations are those of the module's docstring."""
     rng = np.random.default_rng([seed, subject, 0])
-    visits = np.round([0.0, rng.uniform(0.4, 0.8), rng.uniform(1.1, 1.5)], 3)
-    level, z = rng.normal(size=2)  # l, z
-    rate = RATE * np.exp(RATE_SPREAD * z)  # r
-    log_hazard = effect * (LEVEL_EFFECT * level + RATE_EFFECT * z)  # eta
+    visits = draw_visits(history, rng)  # (V,)
+    course = draw_course(history, visits, rng)
+    log_hazard = effect * course.log_hazard  # eta
     cumulative_hazard = rng.exponential()  # exp(eta) (u / scale)^shape at the event is Exp(1); solved for u, years:
     left = SCALE_WEIBULL * (cumulative_hazard / np.exp(log_hazard)) ** (1 / SHAPE_WEIBULL)
     follow_up = rng.uniform(*FOLLOW_UP)
     return pd.DataFrame(
         {
             "subjectid": f"S{subject:04d}",
-            "imageid": [f"S{subject:04d}_v{visit}" for visit in (1, 2, 3)],
+            "imageid": [f"S{subject:04d}_v{visit}" for visit in range(1, len(visits) + 1)],
             "visit_time": visits,
             "time": np.round(visits[-1] + max(min(left, follow_up), 0.01), 3),
             "convert_status": int(left <= follow_up),
-            "atrophy": level + rate * visits,  # a(t)
-            "level": level,
-            "rate": rate,
+            "atrophy": course.atrophy,  # a(t)
+            **course.line,
             "log_hazard": log_hazard,
             "weibull_shape": SHAPE_WEIBULL,
             "weibull_scale": SCALE_WEIBULL,

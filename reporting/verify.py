@@ -25,7 +25,7 @@ from cohort.splits import split_subjects
 from cohort.teachers import no_teachers
 from cohort.volume import preprocess, read_image
 from config import Config
-from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder
+from data import cache_folder, find_reference, read_parts, read_reference, simulated_folder, simulated_history
 from reporting.explained import check_regions
 from reporting.preflight import check_folds, check_tables, refusal_of
 from runs.errors import InputError, raise_if_any
@@ -100,7 +100,8 @@ def _read_cohort(config: Config) -> tuple[dict[str, pd.DataFrame], pd.DataFrame,
     """The parts, the teachers, the grid of the scans, and which scans a run would refuse, by their headers."""
     folder = simulated_folder(config)
     if folder is not None and not folder.exists():
-        truth = simulate.draw_truth(config.SIM_SUBJECTS, effect=config.SIM_EFFECT, seed=config.SEED)
+        history = simulated_history(config)
+        truth = simulate.draw_truth(config.SIM_SUBJECTS, effect=config.SIM_EFFECT, seed=config.SEED, history=history)
         in_memory = {name: ours for ours, name in tables.ON_DISK.items()}
         table = truth.rename(columns=in_memory)[[*tables.ON_DISK]].astype({"event": bool})
         parts = split_subjects(

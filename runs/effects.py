@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from runs.processes import RUN_BY
 from runs.stages import STAGES, StageName
 
+OF_THE_SIMULATION = ("SIM_SUBJECTS", "SIM_VISITS", "SIM_HISTORY", "SIM_NUISANCE", "SIM_EFFECT")
 Settings = Any  # has the settings of config.py as attributes
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,7 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("with LR_SCHEDULE=cosine", lambda s: s.LR_SCHEDULE == "cosine", ("KEEP_EPOCH",)),
         Rule("for a cohort of your own", _is_own_cohort, ("MRI_FOLDER", "DECIMAL", "SIMILAR_IDS")),
         Rule("for a cohort of your own", _is_own_cohort, ("LATE_VISITS", "EVENT_NAMES")),
-        Rule(
-            "for the simulated cohort", lambda s: not _is_own_cohort(s), ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")
-        ),
+        Rule("for the simulated cohort", lambda s: not _is_own_cohort(s), OF_THE_SIMULATION),
         Rule("without TRAIN_CSV", lambda s: s.TRAIN_CSV is None, ("VAL_TRAIN_RATIO",)),
         Rule("without TRAIN_CSV and FOLDS", lambda s: s.TRAIN_CSV is None and not s.FOLDS, ("TEST_RATIO",)),
         Rule("with DISTRIBUTE", lambda s: s.DISTRIBUTE != "none", ("DEVICES",)),
@@ -107,7 +106,7 @@ EFFECTS: dict[str, tuple[Rule, ...]] = {  # by program; every setting stands und
         Rule("in main.py", _never, ("COHORT_CSV", "TRAIN_CSV", "VAL_CSV", "TEST_CSV", "MRI_FOLDER", "STAGES")),
         Rule("in main.py", _never, ("VERIFY", "SAVE_SECONDS", "DISTRIBUTE", "DEVICES")),
         Rule("in main.py", _never, ("MAX_VOXELS", "CACHE_DIR", "NUM_WORKERS", "SCHEDULER")),
-        Rule("in main.py", _never, ("SIM_SUBJECTS", "SIM_NUISANCE", "SIM_EFFECT")),
+        Rule("in main.py", _never, OF_THE_SIMULATION),
         Rule("in main.py", _never, (*_of_stage("cnn", but=("SEED", "TIES")), *_of_stage("features"))),
         Rule("in main.py", _never, _of_stage("explain")),
         Rule("in predict.py", _never, ("PREDICT_CSV",)),

@@ -76,15 +76,17 @@ def predict_from_truth(features: Parts, truth: str | Path, years: np.ndarray) ->
 
     Args:
         features: feature tables of the parts, a row a scan.
-        truth: the cohort's `truth.csv`: the atrophy in each scan, and the log-hazard that drew the event.
+        truth: the cohort's `truth.csv`: the log-hazard that drew the event, and what one scan can tell of it, which is
+            `log_hazard_one_scan`, or the scan's atrophy where the two rise together.
         years: (T,) of the survival curves.
     Returns:
         `last_scan` and `longitudinal`, tables as those of `predict_last_scan`.
     """
     true_values = pd.read_csv(truth, dtype={"imageid": str}).set_index("imageid")
     last = {part: last_visits(table) for part, table in features.items()}
+    of_one_scan = "log_hazard_one_scan" if "log_hazard_one_scan" in true_values else "atrophy"
     predicted = {}
-    for name, column in (("last_scan", "atrophy"), ("longitudinal", "log_hazard")):
+    for name, column in (("last_scan", of_one_scan), ("longitudinal", "log_hazard")):
         risks = {
             part: table.assign(risk=true_values.loc[table["scan"], column].to_numpy()) for part, table in last.items()
         }

@@ -1,7 +1,9 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from cohort.courses import KINDS
 from config import Config, read_config
 from runs.errors import InputError
 
@@ -56,12 +58,23 @@ def test_every_wrong_setting_is_named_at_once():
         (["--STAGES", "cnn,nothing"], "STAGES.1: expected 'cnn', 'features'"),
         (["--HORIZONS", "[1"], "Wrong settings"),
         (["--LEARNING_RATE", "nan"], "LEARNING_RATE: expected"),
+        (["--SIM_VISITS", "7,2"], "SIM_VISITS: expected the fewest visits, then the most. Received: [7, 2]"),
+        (["--SIM_VISITS", "0,3"], "SIM_VISITS.0: expected greater than or equal to 1"),
+        (["--SIM_VISITS=2,51"], "SIM_VISITS.1: expected less than or equal to 50"),
+        (["--SIM_VISITS=3"], "SIM_VISITS"),
+        (["--SIM_HISTORY=square"], "SIM_HISTORY: expected 'linear', 'accelerating'"),
     ],
 )
 def test_a_wrong_setting_is_told(arguments, message):
     with pytest.raises(InputError) as error:
         read_config(arguments)
     assert message in str(error.value)
+
+
+def test_the_simulated_histories_are_those_that_can_be_drawn():
+    assert list(get_args(Config.model_fields["SIM_HISTORY"].annotation)) == list(KINDS)
+    assert read_config(["--SIM_VISITS", "2,7", "--SIM_HISTORY=jumping"]).SIM_VISITS == (2, 7)
+    assert read_config(["--SIM_VISITS=[1,1]"]).SIM_VISITS == (1, 1)
 
 
 def test_an_unknown_setting_ends_with_2(capsys):

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import data
-from cohort import entries
+from cohort import entries, simulate
+from cohort.courses import History
 from cohort.entries import DAMAGED
 from cohort.extent import measure_extent
 from cohort.grid import Grid
@@ -19,7 +20,7 @@ from cohort.measured import name_identical
 from cohort.scans import open_scan
 from cohort.teachers import COLUMNS
 from cohort.volume import preprocess, read_image
-from config import read_config
+from config import Config, read_config
 from runs.errors import InputError
 from runs.files import read_json
 
@@ -611,3 +612,23 @@ def test_a_covariate_that_changes_its_name_or_its_values_is_another_input(cohort
     assert same == fingerprint_of(cohort_on_disk, age=70.0, sex="F")
     others = [{"age": 71.0, "sex": "F"}, {"years": 70.0, "sex": "F"}, {"age": 70.0, "gender": "F"}, {"age": 70.0}]
     assert same not in {fingerprint_of(cohort_on_disk, **columns) for columns in others}
+
+
+def test_every_setting_of_the_simulation_has_a_cohort_of_its_own(tmp_path):
+    changes = [
+        *({}, {"SIM_VISITS": (2, 7)}, {"SIM_VISITS": (3, 3)}, {"SIM_HISTORY": "jumping"}, {"SIM_EFFECT": 0.0}),
+        *({"SIM_HISTORY": "jumping", "SIM_VISITS": (2, 7)}, {"SIM_HISTORY": "variable"}, {"SEED": 1}),
+    ]
+    folders = [data.simulated_folder(Config(OUTPUT_DIR=tmp_path, **change)).name for change in changes]
+    assert folders[0] == "300-subjects_nuisance-1_effect-1_seed-0"
+    assert len(set(folders)) == len(changes)
+
+
+def test_the_embedded_cohort_has_the_history_that_is_asked_for(tmp_path):
+    changes = {"SIM_SUBJECTS": 16, "SIM_VISITS": (1, 4), "SIM_HISTORY": "highest", "NUM_WORKERS": 1}
+    parts = data.read_parts(Config(OUTPUT_DIR=tmp_path, TEST_RATIO=0.34, VAL_TRAIN_RATIO=0.5, **changes))
+    (path,) = tmp_path.glob("simulated/*/truth.csv")
+    table, truth = pd.concat(parts.values()).set_index("scan"), pd.read_csv(path).set_index("imageid")
+    drawn = simulate.draw_truth(16, history=History("highest", (1, 4))).set_index("imageid")
+    pd.testing.assert_frame_equal(truth, drawn)
+    assert table["visit_time"].sort_index().tolist() == drawn["visit_time"].sort_index().tolist()

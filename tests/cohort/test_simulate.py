@@ -5,10 +5,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from lifelines import CoxPHFitter
+from lifelines import CoxPHFitter, KaplanMeierFitter
 from lifelines.utils import concordance_index
 
 from cohort import simulate, tables
+from cohort.courses import KINDS, History
 from runs.errors import InputError
 
 
@@ -60,6 +61,21 @@ def test_the_atrophy_is_a_line_a_subject(truth):
 def test_the_first_subjects_are_the_same_however_many_there_are(truth):
     pd.testing.assert_frame_equal(simulate.draw_truth(5, seed=0), truth.head(15))
     assert not simulate.draw_truth(5, seed=1).equals(truth.head(15))
+
+
+@pytest.mark.parametrize("history", [History("jumping"), History("variable", (1, 4)), History(visits=(2, 7))])
+def test_the_first_subjects_of_any_history_are_the_same_too(history):
+    few, many = (simulate.draw_truth(number, seed=3, history=history) for number in (4, 9))
+    pd.testing.assert_frame_equal(few, many.head(len(few)))
+    assert few["subjectid"].nunique() == 4 and not few.equals(simulate.draw_truth(4, seed=4, history=history))
+
+
+def test_without_a_history_the_cohort_is_as_it_was(cohort):
+    """Rounded: the last bits of exp and of the resampling differ between machines."""
+    table = simulate.draw_truth(20).round(9).to_csv()
+    assert hashlib.sha256(table.encode()).hexdigest().startswith("be0001388b9128c7")
+    volume = np.asarray(nib.load(cohort / "mri" / "S0007_v2.nii.gz").dataobj)
+    assert hashlib.sha256(volume.tobytes()).hexdigest().startswith("5b814a0e341c1cac")
 
 
 def digests(folder):
@@ -138,3 +154,55 @@ def test_without_an_effect_the_brains_are_the_same_and_tell_nothing(truth):
     left = last["time"] - last["visit_time"]
     assert abs(concordance_index(left, -last["rate"], last["convert_status"]) - 0.5) < 0.02
     assert abs(c_index(last.assign(left=left), last["atrophy"]) - 0.5) < 0.02
+
+
+# ---- Other histories -----------------------------------------------------------------------------------
+@pytest.fixture(scope="module", params=KINDS)
+def others(request):
+    """The last visits of a kind of history, 2 to 7 visits a subject, with the years left then."""
+    truth = simulate.draw_truth(900, seed=11, history=History(request.param, (2, 7)))
+    last = truth.groupby("subjectid").tail(1).set_index("subjectid")
+    return request.param, last.assign(left=last["time"] - last["visit_time"])
+
+
+def test_survival_under_any_history_is_that_of_the_true_curves(others):
+    """Kaplan-Meier against the mean of the true curves, in either half of the true hazards; 4 standard errors."""
+    _, last = others
+    slope = CoxPHFitter().fit(last[["left", "convert_status", "log_hazard"]], "left", "convert_status").summary
+    assert abs(slope.loc["log_hazard", "coef"] - 1) < 4 * slope.loc["log_hazard", "se(coef)"]
+    for _, half in last.groupby(last["log_hazard"] > last["log_hazard"].median()):
+        estimate = KaplanMeierFitter().fit(half["left"], half["convert_status"])
+        for years in (0.5, 2.0, 5.0):
+            hazard = np.exp(half["log_hazard"]) * (years / half["weibull_scale"]) ** half["weibull_shape"]
+            expected = np.exp(-hazard).mean()
+            assert estimate.predict(years) == pytest.approx(expected, abs=0.01 + 2 / np.sqrt(len(half)))
+
+
+def test_several_visits_tell_more_than_one_where_they_should(others):
+    kind, last = others
+    history = c_index(last, last["log_hazard"])
+    one_scan = c_index(last, last["atrophy" if kind == "linear" else "log_hazard_one_scan"])
+    assert history > 0.74
+    if kind == "u_shaped":  # the last scan tells all, but not by more atrophy being worse
+        assert one_scan == pytest.approx(history, abs=0.005) and c_index(last, last["atrophy"]) < 0.6
+    else:
+        assert history > one_scan + 0.07 and one_scan > 0.5
+
+
+def test_the_effect_is_a_factor_of_what_one_scan_tells_too():
+    whole, none, double = (
+        simulate.draw_truth(5, effect=effect, history=History("u_shaped"))["log_hazard_one_scan"]
+        for effect in (1, 0, 2)
+    )
+    assert (none == 0).all()
+    np.testing.assert_allclose(double, 2 * whole)
+
+
+@pytest.mark.parametrize("history", [History(visits=(1, 1)), History("accelerating", (1, 2))])
+def test_a_cohort_with_single_visits_is_one(history, tmp_path):
+    simulate.write_cohort(tmp_path / "cohort", num_subjects=4, history=history, jobs=1)
+    table = tables.read_cohort(tmp_path / "cohort" / "cohort.csv", mri_folder="unused")
+    assert table["subject"].nunique() == 4 and table.groupby("subject").size().min() == 1
+    assert len(list((tmp_path / "cohort" / "mri").iterdir())) == len(table)
+    last = tables.last_visits(table)
+    assert (last["time"] > last["visit_time"]).all()

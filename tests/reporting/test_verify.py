@@ -86,6 +86,13 @@ def test_a_cohort_that_is_not_written_yet(verified, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("visits", "told"), [("4,6", "4 to 6, mean "), ("1,1", "1 to 1, mean 1.0")])
+def test_a_cohort_that_is_not_written_yet_has_the_visits_that_it_will_have(verified, visits, told):
+    printed = verified("--SIM_SUBJECTS=60", f"--SIM_VISITS={visits}", "--SIM_HISTORY=variable")
+    (train,) = (line for line in printed.splitlines() if line.startswith("  train "))
+    assert told in train
+
+
 def test_every_scan_that_would_be_refused_is_named(verified, scans):
     (scans / "mri" / "S0003_v2.nii.gz").write_bytes(b"no volume")
     other = nib.Nifti1Image(np.ones((8, 9, 10), np.float32), np.diag([4.0, 4, 4, 1]))

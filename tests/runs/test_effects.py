@@ -28,6 +28,7 @@ IDLE = [
     ("main.py", ["--FEATURES=t.csv", "--WINDOWS=2", "--REPEATS=3"], ["FEATURES", "WINDOWS", "REPEATS"]),
     ("main.py", ["--FOLDS=3", "--WINDOWS=2", "--TEST_RATIO=0.3"], ["WINDOWS", "TEST_RATIO"]),
     ("main.py", [OWN, "--SIM_EFFECT=2", "--DECIMAL=comma"], ["SIM_EFFECT"]),
+    ("main.py", [OWN, "--SIM_VISITS=2,7", "--SIM_HISTORY=jumping"], ["SIM_HISTORY", "SIM_VISITS"]),
     ("main.py", ["--LATE_VISITS=drop", "--SIMILAR_IDS=allow"], ["LATE_VISITS", "SIMILAR_IDS"]),
     ("main.py", [*SPLIT, "--VAL_TRAIN_RATIO=0.2", "--TEST_RATIO=0.2"], ["VAL_TRAIN_RATIO", "TEST_RATIO"]),
     ("main.py", ["--LANDMARK_STEP=1", "--DEVICES=2"], ["LANDMARK_STEP", "DEVICES"]),

@@ -84,3 +84,13 @@ def test_the_oracle_is_the_truth_of_each_scan(features, tmp_path):
     last = truth.set_index("imageid").loc[features["test"].groupby("subject").tail(1)["scan"]]
     np.testing.assert_array_equal(predicted["last_scan"]["test"]["log_hazard"], last["atrophy"])
     np.testing.assert_array_equal(predicted["longitudinal"]["test"]["log_hazard"], last["log_hazard"])
+
+
+def test_the_oracle_of_one_scan_is_what_the_scan_tells_where_more_atrophy_is_not_worse(features, tmp_path):
+    truth = pd.concat(features.values())[["scan"]].rename(columns={"scan": "imageid"})
+    truth["atrophy"] = np.linspace(-2, 2, len(truth))
+    truth["log_hazard_one_scan"], truth["log_hazard"] = truth["atrophy"] ** 2, np.arange(len(truth))
+    truth.to_csv(tmp_path / "truth.csv", index=False)
+    predicted = baselines.predict_from_truth(features, tmp_path / "truth.csv", YEARS)["last_scan"]["test"]
+    last = truth.set_index("imageid").loc[features["test"].groupby("subject").tail(1)["scan"]]
+    np.testing.assert_allclose(predicted["log_hazard"], last["atrophy"] ** 2)
