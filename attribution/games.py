@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import comb
 
-MOST_PLAYERS = 12  # of whom all 2^P coalitions are computed
-NUM_COALITIONS = 6144  # of random orders, over all backgrounds, at the least of draws more
+MOST_COALITIONS = 2**15  # against all backgrounds, to be exact: 10 players against 32
+NUM_COALITIONS = 6144  # of random orders, against all backgrounds; more, if LEAST_DRAWS ask for them
 LEAST_DRAWS = 2  # against each background, so that their spread is known
 
 Game = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -29,8 +29,9 @@ class Played:
 def play(game: Game, num_players: int, num_backgrounds: int, *, seed: int) -> Played:
     """Shapley values of the players against each background.
 
-    They are exact up to MOST_PLAYERS. Of more players, a draw is a random order and its reverse, against each
-    background anew: a player is worth what the coalition gains by its coming.
+    They are exact if all coalitions are no more than MOST_COALITIONS. Otherwise a draw is a random order and its
+    reverse, against each background anew: a player is worth what the coalition gains by its coming. A draw is exact by
+    itself if no more than two players matter together.
 
     Args:
         game: the worth of K coalitions; with all players it is the same against each background.
@@ -45,7 +46,7 @@ def play(game: Game, num_players: int, num_backgrounds: int, *, seed: int) -> Pl
     backgrounds = np.arange(num_backgrounds)
     nobody = game(np.zeros((num_backgrounds, num_players), bool), backgrounds)
     everybody = game(np.ones((1, num_players), bool), backgrounds[:1])[0]
-    if num_players <= MOST_PLAYERS:
+    if 2**num_players * num_backgrounds <= MOST_COALITIONS:
         shapley = _by_all_coalitions(game, num_players, nobody, everybody)[None]
     else:
         rng = np.random.default_rng(seed)
@@ -93,8 +94,7 @@ def _by_random_orders(
     num_backgrounds, num_inner = len(nobody), num_players - 1  # coalitions of an order between nobody and everybody
     num_draws = max(LEAST_DRAWS, NUM_COALITIONS // (2 * num_backgrounds * num_inner))
     shape = (num_draws, 2, num_backgrounds)
-    order = np.tile(np.arange(num_players), (num_draws, num_backgrounds, 1))
-    order = rng.permuted(order, axis=-1)
+    order = rng.permuted(np.tile(np.arange(num_players), (num_draws, num_backgrounds, 1)), axis=-1)
     order = np.stack([order, order[..., ::-1]], axis=1)  # (D, 2, B, P)
     place = order.argsort(axis=-1)  # of each player
     members = place[..., None, :] <= np.arange(num_inner)[:, None]  # (D, 2, B, P - 1, P)

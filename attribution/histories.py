@@ -25,7 +25,7 @@ from survival.preparation import IMAGE_FEATURE, Preparation
 
 LEAST_GRADIENTS = 64  # of stage 1 at each visit: two for each of 32 background scans
 UNATTRIBUTED = "unattributed"  # the part of the gap that the integrals miss
-LEAST_DIFFERENCE = 0.05  # of a value's root mean square over the backgrounds; below it, not all is given to regions
+LEAST_DIFFERENCE = 0.05  # of its root mean square over visits and backgrounds; a smaller one damps a value's ratio
 LEAST_GAP = 1e-6  # of the log-hazard; below it, the secant of the risk is taken over this step
 CHUNK_HISTORIES = 2**13  # predicted at a time
 IMAGE_GROUPS = {"log_hazard": "log-hazard of the scan", "progress": "progress of the scan"}
@@ -94,19 +94,21 @@ def explain_history(
         image_stage: stage 1, which reads the scans.
         settings: regions, horizons in years, and a seed.
     Returns:
-        The tables of `HistoryWorth` and of `region_by_visit`, and the latter's metrics. A visit's effects sum to the
-        same in each of them.
+        `visits` and `groups` of `HistoryWorth`. In `regions` a row for each region and visit: `label, region, visit,
+        visit_time` (years), `log_hazard, risk_<horizon>...`; the rows `unattributed` (label -1) hold what the
+        integrals miss, so that a visit's rows sum to its Shapley value. In `metrics` the log-hazard, its mean over the
+        backgrounds, and `unattributed`: the visits' |unattributed| as a share of their |sums|, None if all are 0.
+    Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
     """
-    outputs, base_outputs = (
-        image_stage.outputs(part).astype(float) for part in (volumes, background)
-    )  # (V, C), (B, C)
-    whole = _with_outputs(table, image_stage.names, outputs)
-    others = _with_outputs(table.iloc[np.zeros(len(background), int)], image_stage.names, base_outputs)
-    base = predictor.prepare.values(others.assign(subject=np.arange(len(others))))  # (B, G)
-    worth = play_history(predictor, whole, base, seed=settings.seed)
-    weights = _weights(worth, predictor.prepare, image_stage.names, outputs, base_outputs)
+    names, prepare = image_stage.names, predictor.prepare
+    outputs = image_stage.outputs(volumes).astype(float)  # (V, C)
+    base_outputs = image_stage.outputs(background).astype(float)  # (B, C)
+    others = table.iloc[[0] * len(background)].assign(subject=np.arange(len(background)))
+    base = prepare.values(_with_outputs(others, names, base_outputs))  # (B, G)
+    worth = play_history(predictor, _with_outputs(table, names, outputs), base, seed=settings.seed)
+    weights = _weights(worth, prepare, names, outputs, base_outputs)
     effects = _integrate(volumes, background, weights, image_stage, settings.regions, settings.seed)  # (B, V, R)
-    by_region, metrics = region_by_visit(predictor, worth, effects, settings)
+    by_region, metrics = _region_by_visit(predictor, worth, effects, settings)
     return {"visits": worth.visits(), "groups": worth.groups(), "regions": by_region, "metrics": metrics}
 
 
@@ -236,25 +238,13 @@ def _mean_and_error(sums: np.ndarray) -> dict[str, np.ndarray]:
 # ---- Effects of region by visit, through both stages -----------------------------------------------------------
 
 
-def region_by_visit(
+def _region_by_visit(
     predictor: Predictor, worth: HistoryWorth, effects: np.ndarray, settings: HistorySettings
 ) -> tuple[pd.DataFrame, dict[str, float | None]]:
-    """How much each region at each visit moves the final log-hazard, and the risk at each horizon.
+    """The table of effects (B, V, R) on the log-hazard and on the risk at each horizon, and its metrics.
 
-    A value's worth is given to the regions in proportion to stage 1's integrated gradients of that value, from each
-    background to the scan. The effect on a risk is the effect on the log-hazard times the secant of the risk.
-
-    Args:
-        predictor: stage 2.
-        worth: of the history.
-        effects: (B, V, R) of `_integrate` with the weights of `_weights`.
-        settings: regions, horizons in years.
-    Returns:
-        A row a region and visit: `label, region, visit, visit_time` (years), `log_hazard, risk_<horizon>...`. The rows
-        `unattributed` (label -1) hold what the integrals miss, so that a visit's rows sum to its Shapley value.
-        Besides the log-hazard, its mean over the backgrounds, and `unattributed`: the visits' |unattributed| as a share
-        of their |sums|, None if all are 0.
-    Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
+    The rows `unattributed` hold what the effects miss of the visits' worth. The effect on a risk is the effect on the
+    log-hazard times the secant of the risk between the background and the subject.
     """
     value, base_values = worth.played.everybody, worth.played.nobody  # f(x) (), f(x') (B,)
     due = worth.shapley.mean(axis=0).sum(axis=-1)  # (B, V) what a visit's effects should sum to
@@ -295,11 +285,11 @@ def _as_table(effects: dict[str, np.ndarray], visit_time: np.ndarray, regions: R
 def _weights(
     worth: HistoryWorth, prepare: Preparation, names: Sequence[str], outputs: np.ndarray, base_outputs: np.ndarray
 ) -> np.ndarray:
-    """(B, V, C) weights of stage 1's outputs, whose integrated gradients share out the worth of each visit's values.
+    """(B, V, C) weights of stage 1's outputs: their integrated gradients share out the worth of each visit's values.
 
-    A value is a function of one weighted sum of the outputs. Its worth by unit of that sum is the weight of the sum's
-    gradients. Where scan and background hardly differ, and the worth is that of a jump, the ratio is damped: what it
-    leaves out of the regions is unattributed.
+    A value is a function of one weighted sum of the outputs, and the weight of this sum is the value's worth by unit of
+    its difference. Where scan and background hardly differ, a jump of stage 2 would make that ratio huge, so it is
+    damped: what the regions then miss is unattributed.
 
     Args:
         worth: of the history.
@@ -318,7 +308,7 @@ def _weights(
 
 
 def _sums_of_outputs(prepare: Preparation, names: Sequence[str]) -> np.ndarray:
-    """(P, C): the weights of stage 1's outputs in the sum that each playing value is a function of; 0 of a covariate."""
+    """(P, C): weights of the sum of stage 1's outputs that each playing value is a function of; 0 of a covariate."""
     weight = dict(zip(names, np.eye(len(names)), strict=True))
     is_feature = [IMAGE_FEATURE.fullmatch(name) is not None for name in prepare.columns]
     features = [weight[name] for name in prepare.columns if IMAGE_FEATURE.fullmatch(name)]

@@ -36,7 +36,7 @@ def by_every_order(game, num_players, num_backgrounds):
 @pytest.fixture
 def only_orders(monkeypatch):
     """No game is small enough for all coalitions."""
-    monkeypatch.setattr(games, "MOST_PLAYERS", 0)
+    monkeypatch.setattr(games, "MOST_COALITIONS", 0)
 
 
 def test_the_glove_game():
@@ -65,7 +65,7 @@ def test_random_orders_are_as_exact_as_they_say(rng, monkeypatch):
     """Over 40 seeds, the error in standard errors has a variance of 1."""
     game = table_game(rng, 6, 4)
     exact = games.play(game, 6, 4, seed=0).shapley.mean(axis=(0, 1))
-    monkeypatch.setattr(games, "MOST_PLAYERS", 0)
+    monkeypatch.setattr(games, "MOST_COALITIONS", 0)
     monkeypatch.setattr(games, "NUM_COALITIONS", 40 * 20)
     errors = []
     for seed in range(40):
@@ -97,10 +97,10 @@ def test_players_that_do_the_same_are_worth_the_same(rng):
     np.testing.assert_allclose(shapley, (value[4] - value[0]) / 4, atol=1e-12)
 
 
-@pytest.mark.parametrize("most", [0, 12])
+@pytest.mark.parametrize("most", [0, 2**15])
 def test_a_sum_gives_each_player_its_term(rng, monkeypatch, most):
     """Exactly, in every draw; a player without a term is worth nothing."""
-    monkeypatch.setattr(games, "MOST_PLAYERS", most)
+    monkeypatch.setattr(games, "MOST_COALITIONS", most)
     terms = np.append(rng.normal(size=5), 0)
     nobody = rng.normal(size=3)
     played = games.play(lambda m, b: 2.0 + nobody[b] * (1 - m[:, 0]) + m @ terms, 6, 3, seed=0)
@@ -126,3 +126,15 @@ def test_no_coalition_is_asked_for_twice_at_the_ends(rng, only_orders):
 
     games.play(counting, 6, 4, seed=0)
     assert asked.count(6) == 1 and asked.count(0) == 4
+
+
+def test_an_order_and_its_reverse_are_exact_for_pairs(rng, only_orders):
+    """Each of two players gets half of what they do together."""
+    together = np.triu(rng.normal(size=(6, 6)))
+
+    def game(members, background):
+        return np.einsum("ki,ij,kj->k", members, together, members)
+
+    shapley = games.play(game, 6, 2, seed=0).shapley
+    expected = (together.sum(axis=0) + together.sum(axis=1)) / 2
+    np.testing.assert_allclose(shapley, np.broadcast_to(expected, shapley.shape), atol=1e-12)
