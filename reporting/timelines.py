@@ -147,5 +147,5 @@ def _bars(axes: Axes, names: Sequence[str], table: pd.DataFrame, title: str) -> 
     axes.margins(x=0.25)
     axes.set_yticks(range(len(names)), [shorten(name, MOST_OF_NAME) for name in names])
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(title=title, xlabel="log-hazard")
+    axes.set(title=title, xlabel="log-hazard, with standard errors" if errors.any() else "log-hazard")
     axes.invert_yaxis()
