@@ -210,12 +210,29 @@ def test_visits_that_do_the_same_are_worth_the_same(predictor, subject, cohort):
     assert abs(shapley[0, 0] - shapley[2, 0]) > 1e-3
 
 
-def test_a_visit_after_the_landmark_is_worth_exactly_0(predictor, subject, cohort):
-    landmark, background = float(subject["visit_time"].iloc[1]), backgrounds_of(predictor, cohort)
+@pytest.mark.parametrize("make", [lambda predictor: predictor, steps_of])
+def test_a_visit_after_the_landmark_is_worth_exactly_0(predictor, subject, cohort, make):
+    """Even of a stage 2 that would look at it."""
+    predictor, background = make(predictor), backgrounds_of(predictor, cohort)
+    landmark = float(subject["visit_time"].iloc[1])
     masked = histories.play_history(predictor, subject, background, landmark=landmark).visits()
     absent = histories.play_history(predictor, subject.head(2), background).visits()
-    assert masked["shapley"].iloc[2] == 0.0 and np.isnan(masked["attention"].iloc[2])
+    assert masked["shapley"].iloc[2] == 0.0 and np.isnan(masked.get("attention", [np.nan] * 3)[2])
     pd.testing.assert_frame_equal(masked.head(2), absent)
+
+
+def test_the_history_is_predicted_at_the_landmark(predictor, subject, cohort):
+    """Which may lie after the last visit."""
+
+    class Later(Predictor):
+        def log_hazard(self, data):
+            return data.landmarks.year * data.inputs[data.rows, 1], None
+
+    later = Later(predictor.prepare, (), predictor.link, baselines=predictor.baselines)
+    background = backgrounds_of(predictor, cohort)
+    at_2, at_6 = (histories.play_history(later, subject, background, landmark=year).visits() for year in (2.0, 6.0))
+    np.testing.assert_allclose(at_6["shapley"], 3 * at_2["shapley"])
+    assert at_2["shapley"].abs().max() > 1e-3
 
 
 def test_attention_is_shown_where_stage_2_attends(predictor, subject, cohort):
