@@ -1,32 +1,35 @@
-"""Why a history has its log-hazard: Shapley values of visits and of groups of inputs, and effects of region by visit.
+"""What each visit of a history is worth, by value and by region: one game, so that all three sum to the same.
 
-NumPy alone: both networks come as functions of arrays. Shapes: V visits, P inputs of stage 2, C outputs of stage 1,
-B background scans, R regions, T horizons. A value above 0 raises the log-hazard.
+The players are the values that stage 2 gets from stage 1 at each visit. A coalition is worth the log-hazard of the
+history in which its members' values are the subject's own, and the others' those of a background scan, which is seen at
+every visit. Covariates, missing indicators and times stay the subject's.
+
+NumPy alone: stage 1 comes as functions of arrays. Shapes: V visits, G values of a visit (as in `preparation.Seen`), of
+which P play, C outputs of stage 1, B background scans, D draws, R regions, T horizons. A value above 0 raises the
+log-hazard.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
-from scipy.special import comb
 
+from attribution.games import Game, Played, play, standard_error
 from attribution.regions import ELSEWHERE, Regions
 from survival.estimates import survival_curves
-from survival.landmarks import Histories, Landmarks, Visits
-from survival.predictor import Predictor
-from survival.preparation import IMAGE_FEATURE, Preparation, years_since_last
+from survival.landmarks import Histories
+from survival.predictor import Predictor, attention_weights
+from survival.preparation import IMAGE_FEATURE, Preparation
 
-MOST_VISITS = 12  # of which all 2^V coalitions are computed
 LEAST_GRADIENTS = 64  # of stage 1 at each visit: two for each of 32 background scans
 UNATTRIBUTED = "unattributed"  # the part of the gap that the integrals miss
-NODES, WEIGHTS = ((part + shift) / 2 for part, shift in zip(np.polynomial.legendre.leggauss(3), (1, 0), strict=True))
-INPUT_STEP = 0.05  # of stage 2's standardised inputs: float32 rounding and curvature both err by about 1e-6
-OUTPUT_STEP = 1e-4  # of stage 1's outputs, through the preparation in float64
+LEAST_DIFFERENCE = 0.05  # of its root mean square over visits and backgrounds; a smaller one damps a value's ratio
 LEAST_GAP = 1e-6  # of the log-hazard; below it, the secant of the risk is taken over this step
-logger = logging.getLogger(__name__)
+CHUNK_HISTORIES = 2**13  # predicted at a time
+IMAGE_GROUPS = {"log_hazard": "log-hazard of the scan", "progress": "progress of the scan"}
+COMPONENTS = "image components"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class HistorySettings:
 
     regions: Regions  # on the volumes' grid
     horizons: Sequence[float]  # (T,) years after the last visit at which the risk is explained, beside the log-hazard
-    seed: int  # of the positions on the paths from the background to the scans
+    seed: int  # of the orders of the players, and of the positions on the paths from the background to the scans
 
 
 class HistoryExplanation(TypedDict):
@@ -79,10 +82,9 @@ def explain_history(
     background: np.ndarray,
     *,
     image_stage: ImageStage,
-    expected: float,
     settings: HistorySettings,
 ) -> HistoryExplanation:
-    """Explain the log-hazard of one subject at its last visit: by visit, by group of inputs, by region and visit.
+    """Explain the log-hazard of one subject at its last visit: by visit, by group of values, by region and visit.
 
     Args:
         predictor: stage 2.
@@ -90,161 +92,165 @@ def explain_history(
         volumes: (V, X, Y, Z, 1) float32, their scans.
         background: (B, X, Y, Z, 1) float32, scans of other subjects.
         image_stage: stage 1, which reads the scans.
-        expected: the log-hazard of somebody without a visit: the training subjects' mean.
         settings: regions, horizons in years, and a seed.
     Returns:
-        The tables of `visit_shapley`, `group_shapley` and `region_by_visit`, and the metrics of the last one.
+        `visits` and `groups` of `HistoryWorth`. In `regions` a row for each region and visit: `label, region, visit,
+        visit_time` (years), `log_hazard, risk_<horizon>...`; the rows `unattributed` (label -1) hold what the
+        integrals miss, so that a visit's rows sum to its Shapley value. In `metrics` the log-hazard, its mean over the
+        backgrounds, and `unattributed`: the visits' |unattributed| as a share of their |sums|, None if all are 0.
+    Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
     """
-    outputs = image_stage.outputs(volumes)  # (V, C)
-    table = table.drop(columns=["time", "event"], errors="ignore").reset_index(drop=True)
-    with_outputs = pd.concat([table, pd.DataFrame(outputs.astype(float), columns=list(image_stage.names))], axis=1)
-    by_visit = visit_shapley(predictor, with_outputs, expected=expected)
-    by_group = group_shapley(predictor, with_outputs)
-    by_region, metrics = region_by_visit(
-        predictor, table, volumes, background, image_stage=image_stage, settings=settings
-    )
-    return {"visits": by_visit, "groups": by_group, "regions": by_region, "metrics": {"expected": expected, **metrics}}
+    names, prepare = image_stage.names, predictor.prepare
+    outputs = image_stage.outputs(volumes).astype(float)  # (V, C)
+    base_outputs = image_stage.outputs(background).astype(float)  # (B, C)
+    others = table.iloc[[0] * len(background)].assign(subject=np.arange(len(background)))
+    base = prepare.values(_with_outputs(others, names, base_outputs))  # (B, G)
+    worth = play_history(predictor, _with_outputs(table, names, outputs), base, seed=settings.seed)
+    weights = _weights(worth, prepare, names, outputs, base_outputs)
+    effects = _integrate(volumes, background, weights, image_stage, settings.regions, settings.seed)  # (B, V, R)
+    by_region, metrics = _region_by_visit(predictor, worth, effects, settings)
+    return {"visits": worth.visits(), "groups": worth.groups(), "regions": by_region, "metrics": metrics}
 
 
-# ---- Shapley values by all coalitions ------------------------------------------------------------------------
+# ---- The game ------------------------------------------------------------------------------------------------
 
 
-def shapley(coalition_value: Callable[[np.ndarray], np.ndarray], num_players: int) -> np.ndarray:
-    """Exact Shapley values.
+@dataclass(frozen=True)
+class HistoryWorth:
+    """What each value at each visit is worth to the log-hazard."""
 
-    phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! * (v(S + i) - v(S)); the factor is
-    1 / (n * binomial(n - 1, |S|)).
+    played: Played  # players are the V visits' P values, one visit after the other
+    names: list[str]  # (P,) group that each value belongs to
+    visit_time: np.ndarray  # (V,) years from baseline
+    attention: np.ndarray | None  # (V,) shares, NaN after the landmark; None: stage 2 does not attend
 
-    Args:
-        coalition_value: v: (K, n) bool, who takes part in each of K coalitions -> (K,).
-        num_players: n; v is computed for every one of the 2^n coalitions.
-    Returns:
-        (n,), which sum to v(all) - v(nobody).
-    Source: Shapley (1953). Checked against the mean over all orders.
-    """
-    number = np.arange(2**num_players)
-    members = (number[:, None] >> np.arange(num_players)) & 1 == 1  # (2^n, n)
-    value, size = coalition_value(members), members.sum(axis=1)  # v(S), |S|
-    phi = np.empty(num_players)
-    for player in range(num_players):
-        without = number[~members[:, player]]  # the S without i
-        gain = value[without | 1 << player] - value[without]  # v(S + i) - v(S)
-        phi[player] = (gain / (num_players * comb(num_players - 1, size[without]))).sum()
-    return phi
+    @property
+    def shapley(self) -> np.ndarray:
+        """The values (D, B, V, P) of each draw against each background."""
+        return self.played.shapley.reshape(*self.played.shapley.shape[:2], len(self.visit_time), -1)
+
+    def visits(self) -> pd.DataFrame:
+        """Sum over the values of each visit.
+
+        Returns:
+            A row a visit: `visit` from 1, `visit_time` (years), `shapley` (log-hazard; they sum to the log-hazard less
+            the backgrounds' mean), `standard_error` of it (0: exact), and, where stage 2 attends, `attention` (a
+            share).
+        """
+        columns = {"visit": np.arange(len(self.visit_time)) + 1, "visit_time": self.visit_time}
+        columns |= _mean_and_error(self.shapley.sum(axis=-1))
+        return pd.DataFrame(columns if self.attention is None else columns | {"attention": self.attention})
+
+    def groups(self) -> pd.DataFrame:
+        """Sum over the visits and over the values of each group.
+
+        Returns:
+            `group, num_values, shapley, standard_error` (log-hazard), with the same sum as `visits`.
+        """
+        names = list(dict.fromkeys(self.names))
+        is_of = np.array([[name == group for group in names] for name in self.names])  # (P, groups)
+        sums = self.shapley.sum(axis=-2) @ is_of
+        return pd.DataFrame({"group": names, "num_values": is_of.sum(axis=0), **_mean_and_error(sums)})
 
 
-def visit_shapley(
-    predictor: Predictor, table: pd.DataFrame, *, expected: float, landmark: float | None = None
-) -> pd.DataFrame:
-    """Shapley value of each visit beside its attention; an absent visit is taken out of the history.
-
-    The changes and gaps of the other visits are then computed as if it had never been; the landmark stays. A visit
-    after the landmark is masked from the start, so its value is exactly 0.
+def play_history(
+    predictor: Predictor,
+    table: pd.DataFrame,
+    background: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    landmark: float | None = None,
+) -> HistoryWorth:
+    """Shapley values of each value of each visit: the image's, or of a table without images all values.
 
     Args:
         predictor: stage 2.
         table: V visits of one subject with every feature, sorted.
-        expected: the log-hazard without any visit.
-        landmark: years from baseline; None: the last visit.
+        background: (B, G) values of other scans; None: the training mean.
+        seed: of the orders of the players, if they are too many for all coalitions.
+        landmark: years from baseline; None: the last visit. A visit after it is worth exactly 0.
     Returns:
-        A row a visit: `visit` from 1, `visit_time` (years), `shapley` (log-hazard; they sum to the log-hazard less
-        `expected`; NaN with more than MOST_VISITS visits) and `attention` (a share; NaN where there is none).
+        The values, beside the attention of the visits.
     """
+    prepare, table = predictor.prepare, table.drop(columns=["time", "event"], errors="ignore").reset_index(drop=True)
     landmark = float(table["visit_time"].iloc[-1]) if landmark is None else landmark
-    visible = (table["visit_time"] <= landmark).to_numpy()
-
-    def coalition_value(members: np.ndarray) -> np.ndarray:
-        """(K, V) bool -> (K,) log-hazard of the history that consists of these visits."""
-        distinct, place = np.unique(members & visible, axis=0, return_inverse=True)  # equal ones are predicted once
-        not_empty = np.flatnonzero(distinct.any(axis=1))
-        value = np.full(len(distinct), expected)
-        if len(not_empty):
-            cut = [table[distinct[row]].assign(subject=f"{row:06d}") for row in not_empty]
-            histories = pd.concat(cut, ignore_index=True)
-            value[not_empty] = predictor.predict(histories, (landmark,), years=())["log_hazard"]
-        return value[place.reshape(-1)]
-
-    num_visits = len(table)
-    if num_visits > MOST_VISITS:
-        logger.warning("%d visits: the Shapley values of more than %d are not computed", num_visits, MOST_VISITS)
-    phi = shapley(coalition_value, num_visits) if num_visits <= MOST_VISITS else np.full(num_visits, np.nan)
-    predicted = predictor.predict(table.assign(subject="0"), (landmark,), years=()).iloc[0]
-    attention = [float(predicted.get(f"attention_{visit + 1}", np.nan)) for visit in range(num_visits)]
-    visit, visit_time = np.arange(num_visits) + 1, table["visit_time"].to_numpy(float)
-    return pd.DataFrame({"visit": visit, "visit_time": visit_time, "shapley": phi, "attention": attention})
+    seen = table[table["visit_time"] <= landmark]
+    names, columns = _players(prepare)
+    background = np.zeros((1, len(_value_names(prepare)))) if background is None else background
+    game = _log_hazards(predictor, seen, background[:, columns], columns, landmark)
+    played = play(game, len(seen) * len(columns), len(background), seed=seed)
+    unseen = np.zeros((*played.shapley.shape[:2], (len(table) - len(seen)) * len(columns)))
+    played = Played(np.concatenate([played.shapley, unseen], axis=-1), played.everybody, played.nobody)
+    attention = _attention(predictor, table, landmark)
+    return HistoryWorth(played, names, table["visit_time"].to_numpy(float), attention)
 
 
-def group_shapley(predictor: Predictor, table: pd.DataFrame) -> pd.DataFrame:
-    """Shapley value of each group of stage 2's inputs, over all visits; an absent group is at the training mean, 0.
-
-    Args:
-        predictor: stage 2.
-        table: V visits of one subject with every feature, sorted.
-    Returns:
-        `group, num_inputs, shapley` (log-hazard); they sum to the log-hazard less that of a history at the mean.
-    """
-    group = input_groups(predictor.prepare)
-    names = list(dict.fromkeys(group))
-    inputs = predictor.prepare(table)  # (V, P)
-    place = np.array([names.index(name) for name in group])  # (P,)
-    predict = _log_hazard_of_inputs(predictor, table)
-    phi = shapley(lambda members: predict(inputs * members[:, None, place]), len(names))
-    return pd.DataFrame({"group": names, "num_inputs": np.bincount(place), "shapley": phi})
+def _value_names(prepare: Preparation) -> list[str]:
+    """(G,) the column that each value of a visit comes from, and COMPONENTS."""
+    own = [name for name in prepare.columns if not IMAGE_FEATURE.fullmatch(name)]
+    return [*own, *[COMPONENTS] * len(prepare.components)]
 
 
-def input_groups(prepare: Preparation) -> list[str]:
-    """(P,) the group that each of stage 2's inputs belongs to."""
-    known = {"log_hazard": "log-hazard of the scan", "progress": "progress of the scan"}
-    values = [known.get(name, "covariates") for name in prepare.columns if not IMAGE_FEATURE.fullmatch(name)]
-    values += ["image components"] * len(prepare.components)
-    times = ["times of the visits"] * 2
-    change = [f"{name}, change" if name in known.values() else name for name in values]
-    return [*values, *["covariates"] * len(prepare.missing), *times, *change]
+def _players(prepare: Preparation) -> tuple[list[str], np.ndarray]:
+    """(P,) the values that play: group and place among the G; the image's, or all if there are none of an image."""
+    names = _value_names(prepare)
+    of_image = [place for place, name in enumerate(names) if name == COMPONENTS or name in IMAGE_GROUPS]
+    columns = np.array(of_image or range(len(names)))
+    return [IMAGE_GROUPS.get(names[place], names[place]) for place in columns], columns
+
+
+def _log_hazards(
+    predictor: Predictor, table: pd.DataFrame, background: np.ndarray, columns: np.ndarray, landmark: float
+) -> Game:
+    """The log-hazard at the landmark as a game of the values `columns` (P,) of V visits; `background` is (B, P)."""
+    own, num_visits = predictor.prepare.values(table), len(table)  # (V, G)
+
+    def predict(members: np.ndarray, of_background: np.ndarray) -> np.ndarray:
+        values = np.tile(own, (len(members), 1, 1))  # (K, V, G)
+        is_own = members.reshape(len(members), num_visits, len(columns))
+        values[..., columns] = np.where(is_own, own[:, columns], background[of_background][:, None])
+        subject = np.char.zfill(np.arange(len(members)).astype(str), 9).repeat(num_visits)
+        histories = table.iloc[np.tile(np.arange(num_visits), len(members))].assign(subject=subject)
+        flat = values.reshape(len(histories), -1)
+        data = Histories.of(histories.reset_index(drop=True), predictor.prepare, (landmark,), values=flat)
+        return predictor.log_hazard(data)[0]
+
+    def in_chunks(members: np.ndarray, of_background: np.ndarray) -> np.ndarray:
+        starts = range(0, len(members), CHUNK_HISTORIES)
+        chunks = [slice(start, start + CHUNK_HISTORIES) for start in starts]
+        return np.concatenate([predict(members[chunk], of_background[chunk]) for chunk in chunks])
+
+    return in_chunks
+
+
+def _attention(predictor: Predictor, table: pd.DataFrame, landmark: float) -> np.ndarray | None:
+    """(V,) the share of each visit in the pooled state, NaN after the landmark; None without attention."""
+    data = Histories.of(table.assign(subject="0"), predictor.prepare, (landmark,))
+    scores = predictor.log_hazard(data)[1]
+    return None if scores is None else attention_weights(scores, data)[0]
+
+
+def _mean_and_error(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of sums (D, B, N) of Shapley values, (N,) each."""
+    return {"shapley": sums.mean(axis=(0, 1)), "standard_error": standard_error(sums)}
 
 
 # ---- Effects of region by visit, through both stages -----------------------------------------------------------
 
 
-def region_by_visit(
-    predictor: Predictor,
-    table: pd.DataFrame,
-    volumes: np.ndarray,
-    background: np.ndarray,
-    *,
-    image_stage: ImageStage,
-    settings: HistorySettings,
+def _region_by_visit(
+    predictor: Predictor, worth: HistoryWorth, effects: np.ndarray, settings: HistorySettings
 ) -> tuple[pd.DataFrame, dict[str, float | None]]:
-    """How much each region at each visit moves the final log-hazard, and the risk at each horizon.
+    """The table of effects (B, V, R) on the log-hazard and on the risk at each horizon, and its metrics.
 
-    The subject is compared with each background scan, seen at every visit in place of the subject's own. Stage 2's
-    slopes, integrated from the background's outputs of stage 1 to the subject's, are the weights of stage 1's
-    gradients, integrated from the background to the scan. Covariates and times stay the subject's. The effect on a risk
-    is the effect on the log-hazard times the secant of the risk.
-
-    Args: as `explain_history`.
-    Returns:
-        A row a region and visit: `label, region, visit, visit_time` (years), `log_hazard, risk_<horizon>...`. The rows
-        `unattributed` (label -1) hold what the integrals miss, so that a column sums to f(x) - mean f(background).
-        Besides the log-hazard, its mean over the backgrounds, and `unattributed`: the visits' |unattributed| as a share
-        of their |sums|, None if all are 0.
-    Source: Erion et al. (2021), eq. 4, for stage 1; Chen et al. (2022), Nat Commun 13, 4512, for the chain of models.
+    The rows `unattributed` hold what the effects miss of the visits' worth. The effect on a risk is the effect on the
+    log-hazard times the secant of the risk between the background and the subject.
     """
-    names, prepare = image_stage.names, predictor.prepare
-    outputs, base_outputs = (
-        image_stage.outputs(part).astype(float) for part in (volumes, background)
-    )  # (V, C), (B, C)
-    inputs = _prepared(prepare, table, names, outputs[None])[0]  # (V, P)
-    base = _prepared(prepare, table, names, np.repeat(base_outputs[:, None], len(outputs), axis=1))  # (B, V, P)
-    predict = _log_hazard_of_inputs(predictor, table)
-    value, base_values = float(predict(inputs[None])[0]), predict(base)  # f(x) (), f(x') (B,)
-    slopes = _mean_slopes(predict, inputs, base)  # (B, V, P)
-    weights = np.einsum("bwp,vcwp->bvc", slopes, _jacobian(prepare, table, names, outputs))  # chain rule
-    effects = _integrate(volumes, background, weights, image_stage, settings.regions, settings.seed)  # (B, V, R)
-    due = np.einsum("bvc,bvc->bv", weights, outputs - base_outputs[:, None])  # what a visit's effects should sum to
-    due += ((value - base_values) - due.sum(axis=1))[:, None] / len(outputs)  # error of stage 2's integral, about 1e-5
+    value, base_values = worth.played.everybody, worth.played.nobody  # f(x) (), f(x') (B,)
+    due = worth.shapley.mean(axis=0).sum(axis=-1)  # (B, V) what a visit's effects should sum to
     effects = np.concatenate([effects, (due - effects.sum(axis=-1))[..., None]], axis=-1)  # (B, V, R + 1)
     means = {"log_hazard": effects.mean(axis=0)}  # (V, R + 1)
-    risk = _risk(predictor, float(table["visit_time"].iloc[-1]), settings.horizons)
+    risk = _risk(predictor, float(worth.visit_time[-1]), settings.horizons)
     gap = np.where(np.abs(value - base_values) < LEAST_GAP, LEAST_GAP, value - base_values)
     secants = (risk(base_values + gap) - risk(base_values)) / gap[:, None]  # (B, T)
     for year, secant in zip(settings.horizons, secants.T, strict=True):
@@ -254,7 +260,7 @@ def region_by_visit(
         "background_log_hazard": float(base_values.mean()),
         "unattributed": _unattributed_share(means["log_hazard"]),
     }
-    return _as_table(means, table, settings.regions), metrics
+    return _as_table(means, worth.visit_time, settings.regions), metrics
 
 
 def _unattributed_share(effects: np.ndarray) -> float | None:
@@ -263,17 +269,53 @@ def _unattributed_share(effects: np.ndarray) -> float | None:
     return float(missed / total) if total > LEAST_GAP else None
 
 
-def _as_table(effects: dict[str, np.ndarray], table: pd.DataFrame, regions: Regions) -> pd.DataFrame:
+def _as_table(effects: dict[str, np.ndarray], visit_time: np.ndarray, regions: Regions) -> pd.DataFrame:
     """Arrays (V, R + 1) as columns of a table, the visits of a region one after the other."""
     labels, names = [0, *regions.names, -1], [ELSEWHERE, *regions.names.values(), UNATTRIBUTED]
-    num_visits = len(table)
+    num_visits = len(visit_time)
     columns: dict[str, Any] = {
         "label": np.repeat(labels, num_visits),
         "region": np.repeat(names, num_visits),
         "visit": np.tile(np.arange(num_visits) + 1, len(names)),
-        "visit_time": np.tile(table["visit_time"].to_numpy(float), len(names)),
+        "visit_time": np.tile(visit_time, len(names)),
     }
     return pd.DataFrame(columns | {name: values.T.ravel() for name, values in effects.items()})
+
+
+def _weights(
+    worth: HistoryWorth, prepare: Preparation, names: Sequence[str], outputs: np.ndarray, base_outputs: np.ndarray
+) -> np.ndarray:
+    """(B, V, C) weights of stage 1's outputs: their integrated gradients share out the worth of each visit's values.
+
+    A value is a function of one weighted sum of the outputs, and the weight of this sum is the value's worth by unit of
+    its difference. Where scan and background hardly differ, a jump of stage 2 would make that ratio huge, so it is
+    damped: what the regions then miss is unattributed.
+
+    Args:
+        worth: of the history.
+        prepare: of stage 2.
+        names: (C,) of the outputs.
+        outputs: (V, C) of the subject's scans.
+        base_outputs: (B, C) of the background scans.
+    """
+    shapley = worth.shapley.mean(axis=0)  # (B, V, P)
+    sums = _sums_of_outputs(prepare, names)  # (P, C)
+    difference = (outputs - base_outputs[:, None]) @ sums.T  # (B, V, P)
+    least = LEAST_DIFFERENCE * np.sqrt((difference**2).mean(axis=(0, 1)))  # (P,)
+    square = np.maximum(difference**2, least**2)
+    ratio = np.divide(shapley * difference, square, out=np.zeros_like(shapley), where=square > 0)
+    return ratio @ sums
+
+
+def _sums_of_outputs(prepare: Preparation, names: Sequence[str]) -> np.ndarray:
+    """(P, C): weights of the sum of stage 1's outputs that each playing value is a function of; 0 of a covariate."""
+    weight = dict(zip(names, np.eye(len(names)), strict=True))
+    is_feature = [IMAGE_FEATURE.fullmatch(name) is not None for name in prepare.columns]
+    features = [weight[name] for name in prepare.columns if IMAGE_FEATURE.fullmatch(name)]
+    components = prepare.components * prepare.scale.factor[is_feature] @ np.reshape(features, (-1, len(names)))
+    columns = [name for name in _value_names(prepare) if name != COMPONENTS]
+    own = [weight.get(name, np.zeros(len(names))) for name in columns]
+    return np.concatenate([np.reshape(own, (-1, len(names))), components])[_players(prepare)[1]]
 
 
 def _integrate(
@@ -307,61 +349,10 @@ def _integrate(
     return effects
 
 
-def _log_hazard_of_inputs(predictor: Predictor, table: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
-    """Stage 2 at the last visit as a function of its inputs, (N, V, P) -> (N,), at the times of this history."""
-    times, gaps = table["visit_time"].to_numpy(float), years_since_last(table.assign(subject="0"))
-
-    def predict(inputs: np.ndarray) -> np.ndarray:
-        number, num_visits = inputs.shape[:2]  # N, V
-        subjects = np.arange(number)
-        visits = Visits(
-            subject=subjects,
-            rank=subjects,
-            count=np.full(number, num_visits),
-            sizes=np.full(num_visits, number),
-            order=np.arange(number * num_visits).reshape(number, num_visits).T.ravel(),
-            visit_time=np.tile(times, (number, 1)),
-        )
-        last, unknown = np.full(number, num_visits - 1), np.full(number, np.nan)
-        cut = Landmarks(subjects, last, np.full(number, times[-1]), np.zeros(number, int), unknown, unknown > 0)
-        rows = visits.row(subjects, last)
-        flat = inputs.transpose(1, 0, 2).reshape(number * num_visits, -1)  # (V N, P), in the order of Visits
-        data = Histories(visits, cut, flat, np.repeat(gaps, number), rows, flat[rows])
-        return predictor.log_hazard(data)[0]
-
-    return predict
-
-
-def _prepared(prepare: Preparation, table: pd.DataFrame, names: Sequence[str], outputs: np.ndarray) -> np.ndarray:
-    """(N, V, P) inputs of stage 2 with these outputs (N, V, C) of stage 1 in the history of `table`."""
-    number, num_visits, _ = outputs.shape
-    rows = np.tile(np.arange(num_visits), number)
-    images = pd.DataFrame(outputs.reshape(number * num_visits, -1), columns=list(names))
-    others = table.drop(columns=list(names), errors="ignore").iloc[rows].reset_index(drop=True)
-    whole = pd.concat([others, images], axis=1).assign(subject=np.repeat(np.arange(number), num_visits))
-    return prepare(whole).reshape(number, num_visits, -1)
-
-
-def _jacobian(prepare: Preparation, table: pd.DataFrame, names: Sequence[str], outputs: np.ndarray) -> np.ndarray:
-    """(V, C, V, P): d stage 2's inputs / d stage 1's outputs (V, C); the preparation is affine in them."""
-    num_outputs, by_visit = outputs.shape[1], []
-    for visit in range(len(outputs)):
-        step = np.zeros((num_outputs, *outputs.shape))
-        step[np.arange(num_outputs), visit, np.arange(num_outputs)] = OUTPUT_STEP
-        up, down = (_prepared(prepare, table, names, outputs + sign * step) for sign in (1, -1))
-        by_visit.append((up - down) / (2 * OUTPUT_STEP))
-    return np.stack(by_visit)
-
-
-def _mean_slopes(predict: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """(B, V, P) slopes of stage 2, averaged over the lines from each base (B, V, P) to the inputs (V, P)."""
-    step = INPUT_STEP * np.eye(inputs.size).reshape(-1, *inputs.shape)  # (V P, V, P)
-    slopes = np.zeros(base.shape)
-    for node, weight in zip(NODES, WEIGHTS, strict=True):  # Gauss-Legendre
-        points = (base + node * (inputs - base))[:, None]  # (B, 1, V, P)
-        up, down = (predict((points + sign * step).reshape(-1, *inputs.shape)) for sign in (1, -1))
-        slopes += weight * ((up - down) / (2 * INPUT_STEP)).reshape(base.shape)
-    return slopes
+def _with_outputs(table: pd.DataFrame, names: Sequence[str], outputs: np.ndarray) -> pd.DataFrame:
+    """The rows of a table with these outputs (N, C) of stage 1 in its columns."""
+    others = table.drop(columns=list(names), errors="ignore").reset_index(drop=True)
+    return pd.concat([others, pd.DataFrame(outputs, columns=list(names))], axis=1)
 
 
 def _risk(predictor: Predictor, landmark: float, horizons: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:

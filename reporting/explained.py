@@ -165,14 +165,12 @@ class Explanations:
         outputs, gradient_of_weighted_outputs = trace_outputs(self.model)
         names = [f"feature_{number + 1}" for number in range(self.model.get_layer("features").output.shape[-1])]
         image_stage = ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs)
-        train = read_predictions(self.folder / "tlstm" / "predictions.csv")["train"]
         return explain_history(
             load(self.folder / "tlstm"),
             visits.drop(columns=PATH_COLUMNS),
             load_volumes(visits["cache_entry"].to_list()),
             self.background,
             image_stage=image_stage if self.progress is None else image_stage.with_progress(self.progress),
-            expected=float(train["log_hazard"].mean()),
             settings=HistorySettings(self.regions, self.config.HORIZONS, self.config.SEED),
         )
 

@@ -37,7 +37,7 @@ PICTURES = {  # by the file's name, what a picture of an explanation shows
     "hirescam": "HiResCAM map in slices of the three planes",
     "shap_3d": "SHAP map, moving through the three planes",
     "gradcam_3d": "Grad-CAM map, moving through the three planes",
-    HISTORY: "Effect of each region at each visit on the log-hazard and the risk",
+    HISTORY: "Worth of each region at each visit to the log-hazard and the risk, and of each visit and value",
     "mean": "Mean SHAP map in slices of the three planes",
     "consistency": "Share of subjects with a SHAP value above 0 less the share below, in slices of the three planes",
 }
@@ -94,6 +94,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
         figures=drawn,
         subjects=_subjects(run),
         explained=explained,
+        of_visits={name for scan in explained for name in scan["of_visits"]},
         left_out=inlined.left_out,
         own_settings=list(_own_settings(run)),
     )
@@ -249,6 +250,7 @@ def _explanation(folder: Path, inlined: "Inlined") -> dict[str, Any]:
         ],
         "evidence": list(_flatten(read_json(folder / "metrics.json"))),
         "regions": regions,
+        "of_visits": _columns(folder / "visits.csv"),
     }
 
 
@@ -277,6 +279,11 @@ def _regions(path: Path) -> list[dict[str, str]]:
     table = pd.read_csv(path).sort_values("attribution", key=np.abs, ascending=False, kind="stable")
     rows = table.drop(columns="label", errors="ignore").head(MOST_REGIONS).to_dict("records")
     return [{str(name): _cell(value) for name, value in row.items()} for row in rows]
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of a CSV; none if there is no such file."""
+    return list(pd.read_csv(path, nrows=0).columns) if path.is_file() else []
 
 
 def _flatten(evidence: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The explanation of a subject's history on disk: by region and visit, by visit, by group of inputs."""
+"""The explanation of a subject's history on disk: by region and visit, by visit, by group of values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attribution.histories import UNATTRIBUTED, HistoryExplanation
-from reporting.figures import BLUE, GREY, STYLED, VERMILION
+from reporting.figures import BLACK, BLUE, GREY, STYLED, VERMILION
 from reporting.words import shorten
 from runs.files import written_whole
 
 NUM_ROWS = 12  # regions drawn, by their largest effects on the log-hazard
 MOST_OF_NAME, MOST_OF_TITLE = 40, 80  # characters of a region or a group, and of the heading
-OTHERS = "all other regions"
+OTHERS, SUM = "all other regions", "sum: worth of the visit"
 
 
 def save_history(folder: str | Path, history: HistoryExplanation, *, title: str) -> list[Path]:
@@ -53,7 +53,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 @STYLED
 def draw_history(history: HistoryExplanation, title: str) -> Figure:
-    """Region by visit for the log-hazard and each horizon's risk; below them visits, groups of inputs and attention.
+    """Region by visit for the log-hazard and each horizon's risk; below them visits, groups of values and attention.
+
+    A column of the log-hazard's panel sums to its visit's bar. The visits' bars and the groups' have the same sum.
 
     Args:
         history: of `histories.explain_history`; effects on the log-hazard, and on the risk, 0 to 1, by horizon.
@@ -68,13 +70,15 @@ def draw_history(history: HistoryExplanation, title: str) -> Figure:
     for axes, outcome in zip(panels, outcomes, strict=True):
         _heatmap(axes, largest(table, outcome), visits["visit_time"], outcome)
     above.suptitle(_heading(history, title), fontsize=9)
-    left, middle, right = below.subplots(1, 3)
     ticks = [f"visit {visit}" for visit in visits["visit"]]
-    _bars(left, ticks, visits["shapley"], "visits (Shapley)")
-    _bars(middle, list(groups["group"]), groups["shapley"], "inputs (Shapley)")
-    right.barh(ticks, visits["attention"].fillna(0), color=GREY)
-    right.set(title="attention (a weight, not an effect)", xlabel="share of the pooled state", xlim=(0, 1))
-    right.invert_yaxis()
+    left, middle, *right = below.subplots(1, 3 if "attention" in visits else 2)
+    middle.sharex(left)
+    _bars(left, ticks, visits, "worth of each visit")
+    _bars(middle, list(groups["group"]), groups, "worth of each value, over all visits")
+    for axes in right:
+        axes.barh(ticks, visits["attention"].fillna(0), color=GREY)
+        axes.set(title="attention (a weight, not a worth)", xlabel="share of the pooled state", xlim=(0, 1))
+        axes.invert_yaxis()
     return figure
 
 
@@ -101,35 +105,47 @@ def _heading(history: HistoryExplanation, title: str) -> str:
     metrics = history["metrics"]
     share = metrics["unattributed"]
     missed = "no visit has an effect" if share is None else f"{share:.1%} of the visits' effects unattributed"
+    value, base = metrics["log_hazard"], metrics["background_log_hazard"]
+    assert value is not None and base is not None
     return (
-        f"{shorten(title, MOST_OF_TITLE)}: what each region at each visit adds; red raises, blue lowers\n"
-        f"log-hazard {metrics['log_hazard']:.2f}, with the brains of the background "
-        f"{metrics['background_log_hazard']:.2f}; {missed}"
+        f"{shorten(title, MOST_OF_TITLE)}: what each region at each visit is worth; red raises, blue lowers\n"
+        f"log-hazard {value:.2f}, with the brains of the background {base:.2f}: the difference of {value - base:+.2f} "
+        f"is shared out; {missed}"
     )
 
 
 def _heatmap(axes: Axes, rows: pd.DataFrame, years: pd.Series, outcome: str) -> None:
-    """Draw the effects (R, V) as colours with their numbers; `years` are those of the visits, from baseline."""
+    """Draw the effects (R, V) as colours with their numbers, and their sums; `years` are the visits', from baseline."""
     scale, digits = (1, 2) if outcome == "log_hazard" else (100, 1)
     values = scale * rows.to_numpy()
     limit = np.abs(values).max() or 1.0
-    axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    for (row, column), value in np.ndenumerate(values):
-        colour = "white" if abs(value) > 0.6 * limit else "black"
+    sums = np.full((1, len(years)), np.nan)  # drawn as numbers without a colour
+    axes.imshow(np.concatenate([values, sums]), cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), value in np.ndenumerate(np.concatenate([values, values.sum(axis=0, keepdims=True)])):
+        is_sum = row == len(rows)
+        colour = "white" if abs(value) > 0.6 * limit and not is_sum else "black"
+        weight = "bold" if is_sum else "normal"
         text = f"{round(value, digits) + 0.0:+.{digits}f}"  # no -0.0
-        axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour)
+        axes.text(column, row, text, ha="center", va="center", fontsize=6, color=colour, weight=weight)
     name = "log-hazard" if scale == 1 else f"risk within {float(outcome.removeprefix('risk_')):g} years"
     axes.set(title=f"{name}\n({'nats' if scale == 1 else 'percentage points'})", xlabel="visit, years from baseline")
     axes.set_xticks(range(len(years)), [f"{visit + 1}\n{year:.1f}" for visit, year in enumerate(years)])
-    axes.set_yticks(range(len(rows)), [shorten(str(name), MOST_OF_NAME) for name in rows.index], fontsize=7)
+    names = [shorten(str(name), MOST_OF_NAME) for name in (*rows.index, SUM)]
+    axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.axhline(NUM_ROWS - 0.5 if len(rows) == NUM_ROWS + 2 else len(rows) - 2.5, color=GREY, linewidth=0.8)
+    axes.axhline(len(rows) - 0.5, color=BLACK, linewidth=0.8)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
-def _bars(axes: Axes, names: Sequence[str], values: pd.Series, title: str) -> None:
-    axes.barh(range(len(names)), values.fillna(0), color=[VERMILION if value > 0 else BLUE for value in values])
+def _bars(axes: Axes, names: Sequence[str], table: pd.DataFrame, title: str) -> None:
+    """A bar for each row's `shapley`, with its number; a line over its standard error, if it has one."""
+    values, errors = table["shapley"], table["standard_error"]
+    colours = [VERMILION if value > 0 else BLUE for value in values]
+    bars = axes.barh(range(len(names)), values, xerr=errors if errors.any() else None, color=colours)
+    axes.bar_label(bars, [f"{round(value, 2) + 0.0:+.2f}" for value in values], padding=3, fontsize=7)
+    axes.margins(x=0.25)
     axes.set_yticks(range(len(names)), [shorten(name, MOST_OF_NAME) for name in names])
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(title=title, xlabel="log-hazard")
+    axes.set(title=title, xlabel="log-hazard, with standard errors" if errors.any() else "log-hazard")
     axes.invert_yaxis()

@@ -8,7 +8,7 @@ import pytest
 from feature_tables import feature_tables
 
 import tlstm
-from attribution.histories import group_shapley, visit_shapley
+from attribution.histories import play_history
 from cohort import tables
 from config import Config
 from survival import baselines
@@ -109,10 +109,11 @@ def test_a_history_with_text_is_explained(trained):
     predictor, table = tlstm.load(folder / "tlstm"), tables.read_features(path)
     visits = table[table["subject"] == "s00"].drop(columns=["time", "event"]).reset_index(drop=True)
     log_hazard = predictor.predict(visits, years=())["log_hazard"][0]
-    assert visit_shapley(predictor, visits, expected=0.0)["shapley"].sum() == pytest.approx(log_hazard, abs=1e-6)
-    groups = group_shapley(predictor, visits)
-    assert groups["group"].tolist() == ["covariates", "times of the visits"]
-    assert groups["num_inputs"].sum() == predictor.prepare.num_inputs
+    worth = play_history(predictor, visits)
+    groups, gap = worth.groups(), log_hazard - worth.played.nobody[0]
+    assert worth.visits()["shapley"].sum() == pytest.approx(gap, abs=1e-9)
+    assert groups["group"].tolist() == list(predictor.prepare.columns) and "sex=M" in groups["group"].tolist()
+    assert groups["shapley"].sum() == pytest.approx(gap, abs=1e-9) and abs(gap) > 1e-3
 
 
 # ---- The rivals ----------------------------------------------------------------------------------------

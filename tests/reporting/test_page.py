@@ -328,6 +328,23 @@ def test_each_picture_says_what_it_shows_of_which_scan_on_its_own_scale(run):
     assert "Each picture has a colour scale of its own" in page.words
 
 
+@pytest.mark.parametrize(
+    ("columns", "worth", "attention"),
+    [
+        ("visit,visit_time,shapley,standard_error,attention", True, True),
+        ("visit,visit_time,shapley,standard_error", True, False),
+        ("visit,visit_time,shapley,attention", False, False),  # of a version in which the parts did not agree
+        (None, False, False),
+    ],
+)
+def test_the_page_says_what_a_visit_is_worth_and_what_attention_is(run, columns, worth, attention):
+    if columns:
+        (run / "explain" / "S100_v2" / "visits.csv").write_text(f"{columns}\n")
+    words = page_of(run).words
+    assert ("What a visit is worth" in words) == worth
+    assert ("a weight within the network, not a worth" in words) == attention
+
+
 def test_what_would_make_the_page_too_large_is_named(whole):
     picture = reporting_page.Inlined(10**9)
     picture.uri(whole / "explain" / "S100_v2" / "shap.png")
