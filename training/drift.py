@@ -15,6 +15,7 @@ other subjects' scans foretell:
 Shapes: N scans, S subjects with visits at two times or more, D draws, A angles. A pace is years of progress a year.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ TO_DO = (
 class Sign(NamedTuple):
     """One of the two signs: its figures, whether it is there, and why."""
 
-    figures: dict[str, float | None]
+    figures: Mapping[str, float | None]
     seen: bool | None  # None: can't tell
     why: str
 
@@ -155,7 +156,9 @@ def _one_pace(slopes: Slopes, rng: np.random.Generator) -> Sign:
     figures = dict(zip(names, (slopes.mean, spread, slopes.spread_by_noise, limit), strict=True))
     number, apart = len(slopes.values), f"the true slopes differ by {spread:.0%} of their mean"
     if spread < limit:
-        why = f"Progress grows at nearly one pace in {number} subjects: {apart}, by {limit:.0%} or more if brains drive it."
+        why = (
+            f"Progress grows at nearly one pace in {number} subjects: {apart}, those of brains by {limit:.0%} or more."
+        )
         return Sign(figures, True, why)
     if np.mean(slopes.draw(0.0, rng) < limit) < POWER:
         return Sign(figures, None, f"The slopes of {number} subjects are too noisy to tell one pace from many.")

@@ -10,6 +10,11 @@ projected out first: a bias field, a gain, a shift, a stretch, a blur of the mea
 error is least when each subject in turn is left out, which the closed form gives exactly; the training subjects' own
 progress comes from the map without them, since a map that has seen a subject gives it a slope of 1.
 
+It is learned twice. At first every subject is taken to progress by a year a year. Then each is taken to progress at its
+own pace, the slope that it has by the first map without it; the paces' mean is 1. What changes in all subjects alike,
+as with a scanner, explains these worse than what changes at the subjects' own rates. `training/drift.py` tells where
+even so progress may follow a scanner.
+
 Shapes: N scans, V coarse voxels, (X, Y, Z) voxels of the network's volumes. Times are years.
 """
 
@@ -40,6 +45,7 @@ PACES_PENALTY = (
 )
 LEAST_NORM = 1e-6  # of a nuisance field beyond the others, as a share of its own size: a smaller rest is rounding
 LEAST_TEACHERS = 2  # subjects with two visits
+LEAST_AT_OWN_PACES = 20  # of them, for the second map: with 12, it was worse than the first as often as better
 MAP = "progress.npz"  # in a training's folder
 
 logger = logging.getLogger(__name__)
@@ -139,13 +145,16 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
     years = _less_mean_of_subject(train[["visit_time"]].to_numpy(float), codes)[:, 0]
     ridge = _Ridge(centred @ centred.T, years, codes)
     penalty, error = ridge.choose()
-    dual, left_out = ridge.solve(penalty, voxels @ centred.T)
+    products = voxels @ centred.T
+    dual, left_out = ridge.solve(penalty, products)
+    drift = find_drift(left_out, years, codes, ridge.paces(ids))
+    if count_teachers(train) >= LEAST_AT_OWN_PACES:
+        dual, left_out = ridge.solve_at_own_paces(penalty, products)
     weights = grid.to_volume(centred.T @ dual - fields @ (fields.T @ (centred.T @ dual)))
     logger.info(
         "progress: penalty %g of %g to %g; of a left-out subject's years between visits %.0f %% are explained",
         *(penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - error)),
     )
-    drift = find_drift(left_out, years, codes, ridge.paces(ids))
     logger.log(logging.INFO if drift["alarm"] is False else logging.WARNING, "drift of progress: %s", drift["why"])
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
     return ProgressMap(weights.astype(np.float32), penalty, error, by_scan, drift)
@@ -189,6 +198,42 @@ class _Ridge:
         for rows in self.subjects:
             values[rows] -= through[np.ix_(rows, rows)] @ np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
         return dual, values
+
+    def solve_at_own_paces(self, penalty: float, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `solve`, for the years times each subject's pace; a subject's left-out values know nothing of it."""
+        inverse, _ = self._inverse(penalty)
+        paces = self._paces_without_two(penalty)  # (S, S)
+        without = paces - np.diag(np.diag(paces))  # a subject that is left out has no years
+        squares = np.bincount(self.codes, self.years**2)
+        scaled = without / ((without @ squares) / (squares.sum() - squares))[:, None]
+        duals = inverse @ (scaled[:, self.codes] * self.years).T  # (N, S)
+        values, through = np.empty_like(self.years), products @ inverse
+        for number, rows in enumerate(self.subjects):
+            block = np.ix_(rows, rows)
+            own = np.linalg.solve(inverse[block], duals[rows, number])
+            values[rows] = products[rows] @ duals[:, number] - through[block] @ own
+        mean = np.diag(paces) @ squares / squares.sum()
+        return inverse @ (np.diag(paces)[self.codes] / mean * self.years), values
+
+    def _paces_without_two(self, penalty: float) -> np.ndarray:
+        """(S, S) the slope of subject j by the coefficients without subjects i and j; on the diagonal, without i."""
+        inverse, dual = self._inverse(penalty)
+        squares = np.bincount(self.codes, self.years**2)
+        slopes = np.zeros((len(self.subjects), len(self.subjects)))
+        visits = np.array([len(rows) for rows in self.subjects])
+        for size in np.unique(visits):
+            numbers = np.flatnonzero((visits == size) & (squares > 0))
+            each = np.array([self.subjects[number] for number in numbers], int).reshape(-1, size)  # rows of each
+            blocks = inverse[each[:, :, None], each[:, None, :]]
+            for i, rows in enumerate(self.subjects):
+                share = np.linalg.solve(inverse[np.ix_(rows, rows)], inverse[rows])  # (G_BB)^-1 G_B, of the rows B of i
+                apart = numbers != i
+                left = blocks - np.einsum("bsm,bsn->smn", share[:, each], inverse[rows][:, each])
+                left[~apart] = blocks[~apart]
+                rest = dual[each] - apart[:, None] * (dual[rows] @ share)[each]
+                residuals = np.linalg.solve(left, rest[..., None])[..., 0]
+                slopes[i, numbers] = 1 - np.sum(self.years[each] * residuals, axis=1) / squares[numbers]
+        return slopes
 
     def paces(self, ids: np.ndarray) -> Paces:
         """Where subjects go in the two directions of change that other subjects foretell best.
