@@ -145,12 +145,11 @@ class Slopes:
 
 def _one_pace(slopes: Slopes, rng: np.random.Generator) -> Sign:
     names = ("mean_slope", "spread", "spread_by_noise", "spread_limit")
+    unknown: dict[str, float | None] = {**dict.fromkeys(names), "mean_slope": slopes.mean}
     if not slopes.mean > 0:
-        figures = dict.fromkeys(names) | {"mean_slope": slopes.mean}
-        return Sign(figures, None, "Progress does not grow with time in subjects that it was not learned from.")
+        return Sign(unknown, None, "Progress does not grow with time in subjects that were left out.")
     if not slopes.freedom:
-        figures = dict.fromkeys(names) | {"mean_slope": slopes.mean}
-        return Sign(figures, None, "No subject has three visits, so the noise of the slopes is not known.")
+        return Sign(unknown, None, "No subject has three visits, so the noise of the slopes is not known.")
     limit = min(float(np.quantile(slopes.draw(LEAST_SPREAD, rng), LEVEL)), LEAST_SPREAD)
     spread = float(slopes.spread(slopes.values, slopes.noise))
     figures = dict(zip(names, (slopes.mean, spread, slopes.spread_by_noise, limit), strict=True))
@@ -170,8 +169,8 @@ def _two_paces(paces: Paces, rng: np.random.Generator) -> tuple[Sign, np.ndarray
     """The sign, and (S,) who is in the smaller group."""
     number = len(paces.weights)
     if number < FEWEST:
-        figures = {"within_groups": None, "within_groups_limit": None}
-        return Sign(figures, None, f"{number} subjects are too few to form groups."), np.zeros(number, bool)
+        unknown: dict[str, float | None] = {"within_groups": None, "within_groups_limit": None}
+        return Sign(unknown, None, f"{number} subjects are too few to form groups."), np.zeros(number, bool)
     within, smaller = split_in_two(paces.scores, paces.weights)
     size = min(number, MOST_DRAWN)
     drawn = [
@@ -200,7 +199,10 @@ def split_in_two(scores: np.ndarray, weights: np.ndarray) -> tuple[float, np.nda
         group, which has SMALLEST_GROUP of the subjects or more.
     """
     angles = np.arange(ANGLES) * np.pi / ANGLES
-    along = scores @ np.stack([np.cos(angles), np.sin(angles)])  # (S, A)
+    root = np.sqrt(weights)[:, None]
+    centred = root * (scores - np.average(scores, axis=0, weights=weights))
+    white = np.linalg.svd(centred, full_matrices=False)[0] / root  # so that no direction falls between two angles
+    along = white @ np.stack([np.cos(angles), np.sin(angles)])  # (S, A)
     order = np.argsort(along, axis=0)
     ordered, weight = np.take_along_axis(along, order, axis=0), weights[order]
     sums = np.stack([np.cumsum(weight * ordered**power, axis=0) for power in range(3)])  # of the group below a cut

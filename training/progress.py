@@ -108,6 +108,24 @@ class ProgressMap:
             ) from error
 
 
+def figures_of_progress(folder: Path) -> dict[str, Any]:
+    """What `metrics.json` tells of progress.
+
+    Args:
+        folder: of a training.
+    Returns:
+        `error`, as in `ProgressMap`, and what `find_drift` tells: `alarm` is None, and `why` says it, where there is no
+        map, or one that an earlier version has learned.
+    Raises:
+        InputError: the map is damaged.
+    """
+    if not (folder / MAP).is_file():
+        return {"error": None, "alarm": None, "why": "Too few subjects have two visits: there is no progress."}
+    learned = ProgressMap.load(folder / MAP)
+    unknown = {"alarm": None, "why": "The map is of an earlier version, which did not look for a drift."}
+    return {"error": learned.error, **(learned.drift or unknown)}
+
+
 def count_teachers(train: pd.DataFrame) -> int:
     """The number of subjects with two visits or more, which progress is learned from, among `train`, a row a scan."""
     return int((train.groupby("subject").size() > 1).sum())
