@@ -29,7 +29,7 @@ LEVEL_OF_GROUPS = 0.01  # share of false alarms where subjects are spread evenly
 SMALLEST_GROUP = 0.15  # share of the subjects
 FEWEST = 4  # subjects in two groups
 ANGLES = 60  # directions of the plane in which groups are looked for
-DRAWS, DRAWS_OF_GROUPS = 2000, 200
+DRAWS, DRAWS_OF_GROUPS = 1000, 200
 MOST_DRAWN = 200  # subjects in a draw of groups; in more, chance matters less
 SEED = 0  # of the draws
 TINY = np.finfo(float).tiny  # for groups at one place
@@ -72,9 +72,8 @@ def find_drift(progress: np.ndarray, years: np.ndarray, codes: np.ndarray, paces
     """
     rng = np.random.default_rng(SEED)
     one, (two, smaller) = _one_pace(Slopes.of(progress, years, codes), rng), _two_paces(paces, rng)
-    signs = (one, two)
     alarm = True if one.seen or two.seen else None if None in (one.seen, two.seen) else False
-    why = " ".join(sign.why for sign in signs if sign.seen is alarm)
+    why = " ".join(sign.why for sign in (one, two) if sign.seen is alarm)
     return {
         **one.figures,
         **two.figures,
@@ -155,10 +154,8 @@ def _one_pace(slopes: Slopes, rng: np.random.Generator) -> Sign:
     figures = dict(zip(names, (slopes.mean, spread, slopes.spread_by_noise, limit), strict=True))
     number, apart = len(slopes.values), f"the true slopes differ by {spread:.0%} of their mean"
     if spread < limit:
-        why = (
-            f"Progress grows at nearly one pace in {number} subjects: {apart}, those of brains by {limit:.0%} or more."
-        )
-        return Sign(figures, True, why)
+        why = f"Progress grows at nearly one pace in {number} subjects: {apart}."
+        return Sign(figures, True, f"{why} Of brains with rates of their own, {limit:.0%} or more would be measured.")
     if np.mean(slopes.draw(0.0, rng) < limit) < POWER:
         return Sign(figures, None, f"The slopes of {number} subjects are too noisy to tell one pace from many.")
     return Sign(figures, False, f"Progress grows at many paces in {number} subjects: {apart}.")
@@ -207,10 +204,8 @@ def split_in_two(scores: np.ndarray, weights: np.ndarray) -> tuple[float, np.nda
     ordered, weight = np.take_along_axis(along, order, axis=0), weights[order]
     sums = np.stack([np.cumsum(weight * ordered**power, axis=0) for power in range(3)])  # of the group below a cut
     fewest = max(FEWEST // 2, int(np.ceil(SMALLEST_GROUP * len(scores))))
-    below, above = (
-        sums[:, fewest - 1 : len(scores) - fewest],
-        (sums[:, -1:] - sums)[:, fewest - 1 : len(scores) - fewest],
-    )
+    cuts = slice(fewest - 1, len(scores) - fewest)
+    below, above = sums[:, cuts], (sums[:, -1:] - sums)[:, cuts]
     means = [group[1] / group[0] for group in (below, above)]
     variances = [group[2] / group[0] - mean**2 for group, mean in zip((below, above), means, strict=True)]
     spread = np.sqrt(np.maximum(np.maximum(*variances), 0.0)) / np.maximum(means[1] - means[0], TINY)  # (cuts, A)

@@ -40,9 +40,7 @@ from training.drift import Paces, find_drift
 COARSE = 24  # voxels along the shortest axis of the coarse grid, about
 SMOOTHING = 0.7  # standard deviation of the smoothing, coarse voxels
 PENALTIES = 10.0 ** np.arange(-3.0, 3.5, 0.5)  # times the mean square of a centred scan; validation is not needed
-PACES_PENALTY = (
-    0.1  # likewise, where the drift alarm looks for groups: a drift of a third of the size is seen than at 1
-)
+PACES_PENALTY = 0.1  # likewise, where the drift alarm looks for groups: weaker drifts are seen than at 1
 LEAST_NORM = 1e-6  # of a nuisance field beyond the others, as a share of its own size: a smaller rest is rounding
 LEAST_TEACHERS = 2  # subjects with two visits
 LEAST_AT_OWN_PACES = 20  # of them, for the second map: with 12, it was worse than the first as often as better
@@ -57,7 +55,7 @@ class ProgressMap:
 
     weights: np.ndarray  # (X, Y, Z) float32, years along the course by z-score
     penalty: float  # that was chosen, one of PENALTIES
-    error: float  # left-out mean squared error of the years since a subject's mean visit, over their variance
+    error: float  # of the first map: left-out mean squared error of the years since the mean visit, over their variance
     left_out: dict[str, float]  # years of each training scan, by its id, by the map without its subject
     drift: dict[str, Any] | None  # of `find_drift`; None: the map was saved by a version without the alarm
 
@@ -166,7 +164,7 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
     products = voxels @ centred.T
     dual, left_out = ridge.solve(penalty, products)
     drift = find_drift(left_out, years, codes, ridge.paces(ids))
-    if count_teachers(train) >= LEAST_AT_OWN_PACES:
+    if count_teachers(train) >= LEAST_AT_OWN_PACES and error < 1:  # else the paces' mean may not be above 0
         dual, left_out = ridge.solve_at_own_paces(penalty, products)
     weights = grid.to_volume(centred.T @ dual - fields @ (fields.T @ (centred.T @ dual)))
     logger.info(
