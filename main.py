@@ -40,6 +40,7 @@ from survival.metrics import EvaluationSettings
 from survival.pooling import evaluate_folds
 from survival.screening import screen_columns
 from training import crossfit
+from training.progress import figures_of_progress
 
 if TYPE_CHECKING:  # TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second
     from training.devices import Workers
@@ -260,11 +261,16 @@ class Pipeline:
         if self.config.LANDMARKS and self.record.is_done("tlstm"):  # not at each last visit, as the others predict
             by_landmark = {"landmarks": read_json(self.folder / "metrics.json").get("landmarks")}
         has_last_visits = self.record.is_done("tlstm") and not by_landmark
-        return by_landmark | evaluate_run(
-            _read_features(self.config, self.folder),
-            read_predictions(self.folder / "tlstm" / "predictions.csv") if has_last_visits else None,
-            truth=self.cohort.truth_table(),
-            settings=evaluation_settings(self.config),
+        progress = {} if self.config.PROGRESS == "off" else {"progress": figures_of_progress(self.folder / "cnn")}
+        return (
+            by_landmark
+            | progress
+            | evaluate_run(
+                _read_features(self.config, self.folder),
+                read_predictions(self.folder / "tlstm" / "predictions.csv") if has_last_visits else None,
+                truth=self.cohort.truth_table(),
+                settings=evaluation_settings(self.config),
+            )
         )
 
 

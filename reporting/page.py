@@ -89,6 +89,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
         headlines=[headline for title, view in run.views.items() for headline in _headlines(view, title)],
         caveats=list(_caveats(run)),
         missing=list(_missing(run)),
+        progress=_progress(run),
         models=(models := model_tables(run)),
         notes=notes_of(models),
         figures=drawn,
@@ -145,6 +146,8 @@ def _caveats(run: RunFolder) -> Iterator[str]:
     """What a reader must know before they believe the numbers."""
     if run.is_simulated:
         yield "The cohort is simulated. The figures say what the pipeline does, and nothing about patients."
+    if run.metrics.get("progress", {}).get("alarm"):
+        yield f"Progress may follow a scanner that drifts. {run.metrics['progress']['why']}"
     tested = [test for view in run.views.values() if (test := view.stage2_test or _test_metrics(view, "cnn"))]
     if not tested:
         return
@@ -182,6 +185,18 @@ def _caveats_on_stage2(run: RunFolder, test: dict[str, Any]) -> Iterator[str]:
         if slope["low"] is not None and slope["high"] is not None and not slope["low"] <= 1 <= slope["high"]:
             fault = "extreme" if slope["high"] < 1 else "cautious"
             yield f"Predicted risks at {float(year):g} years are too {fault}: calibration slope {interval(slope)}."
+
+
+def _progress(run: RunFolder) -> str:
+    """How well progress tells the time, and whether it may follow a scanner; empty if the run has none."""
+    figures = run.metrics.get("progress", {})
+    if figures.get("error") is None:
+        return figures.get("why", "")
+    verdict = {True: "Drift alarm", False: "No sign of a drift", None: "Whether a scanner drifts can't be told"}
+    explained = (
+        f"Progress explains {1 - figures['error']:.0%} of the time between visits of subjects that were left out."
+    )
+    return f"{explained} {verdict[figures['alarm']]}: {figures['why']}"
 
 
 def _own_settings(run: RunFolder) -> Iterator[str]:

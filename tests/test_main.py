@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from kills import go_on, kill_at
 from programs import SMALL, digests, none_outlives, outputs, results, run, stages_done, start, wait_until
 
 import main
+from config import Config
 
 
 @pytest.fixture(scope="module")
@@ -331,3 +333,15 @@ def test_stage_2_alone_works_in_the_folder_of_a_run(finished, tmp_path):
     done = run(*SMALL, f"--OUTPUT_DIR={folder}", program="tlstm.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert results(folder)["tlstm/model.pt"] == finished[2]["tlstm/model.pt"]
+
+
+@pytest.mark.parametrize("setting", ["linear", "off"])
+def test_the_metrics_tell_of_progress_where_there_is_any(tmp_path, monkeypatch, setting):
+    monkeypatch.setattr(main, "evaluate_run", lambda *_, **__: {"cnn": {}})
+    monkeypatch.setattr(main, "_read_features", lambda *_: {})
+    pipeline = main.Pipeline(Config(OUTPUT_DIR=tmp_path, PROGRESS=setting))
+    pipeline.record = SimpleNamespace(is_done=lambda _: False)
+    pipeline.cohort = SimpleNamespace(truth_table=lambda: None)
+    figures = pipeline._evaluate()
+    assert figures["cnn"] == {} and ("progress" in figures) == (setting == "linear")
+    assert figures.get("progress", {}).get("alarm") is None

@@ -10,30 +10,40 @@ projected out first: a bias field, a gain, a shift, a stretch, a blur of the mea
 error is least when each subject in turn is left out, which the closed form gives exactly; the training subjects' own
 progress comes from the map without them, since a map that has seen a subject gives it a slope of 1.
 
+It is learned twice. At first every subject is taken to progress by a year a year. Then each is taken to progress at its
+own pace, the slope that it has by the first map without it; the paces' mean is 1. What changes in all subjects alike,
+as with a scanner, explains these worse than what changes at the subjects' own rates. `training/drift.py` tells where
+even so progress may follow a scanner.
+
 Shapes: N scans, V coarse voxels, (X, Y, Z) voxels of the network's volumes. Times are years.
 """
 
 import io
+import json
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
+from scipy import linalg, ndimage
 from tqdm import tqdm
 
 from data import load_volume
 from runs.errors import InputError
 from runs.files import written_whole
+from training.drift import Paces, find_drift
 
 COARSE = 24  # voxels along the shortest axis of the coarse grid, about
 SMOOTHING = 0.7  # standard deviation of the smoothing, coarse voxels
 PENALTIES = 10.0 ** np.arange(-3.0, 3.5, 0.5)  # times the mean square of a centred scan; validation is not needed
+PACES_PENALTY = 0.1  # likewise, where the drift alarm looks for groups: weaker drifts are seen than at 1
 LEAST_NORM = 1e-6  # of a nuisance field beyond the others, as a share of its own size: a smaller rest is rounding
 LEAST_TEACHERS = 2  # subjects with two visits
+LEAST_AT_OWN_PACES = 20  # of them, for the second map: with 12, it was worse than the first as often as better
 MAP = "progress.npz"  # in a training's folder
 
 logger = logging.getLogger(__name__)
@@ -45,8 +55,9 @@ class ProgressMap:
 
     weights: np.ndarray  # (X, Y, Z) float32, years along the course by z-score
     penalty: float  # that was chosen, one of PENALTIES
-    error: float  # left-out mean squared error of the years since a subject's mean visit, over their variance
+    error: float  # of the first map: left-out mean squared error of the years since the mean visit, over their variance
     left_out: dict[str, float]  # years of each training scan, by its id, by the map without its subject
+    drift: dict[str, Any] | None  # of `find_drift`; None: the map was saved by a version without the alarm
 
     def __call__(self, entries: Iterable[str | Path]) -> np.ndarray:
         """Measure scans.
@@ -66,7 +77,13 @@ class ProgressMap:
         """Write the map, whole."""
         content, (scans, years) = io.BytesIO(), zip(*self.left_out.items(), strict=True)
         np.savez_compressed(
-            content, weights=self.weights, penalty=self.penalty, error=self.error, scans=np.array(scans), years=years
+            content,
+            weights=self.weights,
+            penalty=self.penalty,
+            error=self.error,
+            scans=np.array(scans),
+            years=years,
+            drift=json.dumps(self.drift),
         )
         with written_whole(path) as part:
             part.write_bytes(content.getbuffer())
@@ -81,11 +98,30 @@ class ProgressMap:
         try:
             saved = np.load(io.BytesIO(path.read_bytes()))
             left_out = dict(zip(saved["scans"].tolist(), saved["years"].tolist(), strict=True))
-            return cls(saved["weights"], float(saved["penalty"]), float(saved["error"]), left_out)
+            drift = json.loads(str(saved["drift"])) if "drift" in saved else None
+            return cls(saved["weights"], float(saved["penalty"]), float(saved["error"]), left_out, drift)
         except Exception as error:
             raise InputError(
                 f"{path}: expected a map of progress, can't read it: {error}. Run main.py again."
             ) from error
+
+
+def figures_of_progress(folder: Path) -> dict[str, Any]:
+    """What `metrics.json` tells of progress.
+
+    Args:
+        folder: of a training.
+    Returns:
+        `error`, as in `ProgressMap`, and what `find_drift` tells: `alarm` is None, and `why` says it, where there is no
+        map, or one that an earlier version has learned.
+    Raises:
+        InputError: the map is damaged.
+    """
+    if not (folder / MAP).is_file():
+        return {"error": None, "alarm": None, "why": "Too few subjects have two visits: there is no progress."}
+    learned = ProgressMap.load(folder / MAP)
+    unknown = {"alarm": None, "why": "The map is of an earlier version, which did not look for a drift."}
+    return {"error": learned.error, **(learned.drift or unknown)}
 
 
 def count_teachers(train: pd.DataFrame) -> int:
@@ -104,30 +140,41 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
         The map; O(N V + N^2) memory.
     """
     entries = train["cache_entry"].to_list()
-    codes = np.unique(train["subject"].to_numpy(str), return_inverse=True)[1]
-    shape = load_volume(entries[0]).shape[:3]
-    grid = _CoarseGrid(shape)
-    voxels = np.empty((len(entries), grid.size))  # (N, V)
-    brain = np.zeros(grid.size)  # number of scans with a brain there
-    for row, entry in enumerate(tqdm(entries, desc="progress", unit="scan", disable=not show)):
-        volume = load_volume(entry)[..., 0]
-        voxels[row] = grid.of_volume(volume)
-        brain += grid.of_volume(volume != 0)
-    fields = _nuisance_fields(*(total.reshape(grid.shape) / len(voxels) for total in (voxels.sum(axis=0), brain)))
+    grid = CoarseGrid(load_volume(entries[0]).shape[:3])
+    volumes = (load_volume(entry)[..., 0] for entry in tqdm(entries, desc="progress", unit="scan", disable=not show))
+    return learn_map(CoarseScans.of(grid, volumes, len(entries)), train)
+
+
+def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
+    """Learn the map from coarse voxels.
+
+    Args:
+        scans: the N volumes; what a scanner may change is taken off their voxels in place.
+        train: N scans, as for `fit_progress`; `cache_entry` is not read.
+    Returns:
+        The map; the log tells its error, and warns if progress may follow a scanner.
+    """
+    voxels, grid, fields = scans.voxels, scans.grid, scans.nuisance_fields()
+    ids, codes = np.unique(train["subject"].to_numpy(str), return_inverse=True)
     voxels -= (voxels @ fields) @ fields.T
     centred = _less_mean_of_subject(voxels, codes)
     years = _less_mean_of_subject(train[["visit_time"]].to_numpy(float), codes)[:, 0]
     ridge = _Ridge(centred @ centred.T, years, codes)
     penalty, error = ridge.choose()
-    dual, left_out = ridge.solve(penalty, voxels @ centred.T)
+    products = voxels @ centred.T
+    dual, left_out = ridge.solve(penalty, products)
+    drift = find_drift(left_out, years, codes, ridge.paces(ids))
+    if count_teachers(train) >= LEAST_AT_OWN_PACES and error < 1:  # else the paces' mean may not be above 0
+        dual, left_out = ridge.solve_at_own_paces(penalty, products)
     weights = grid.to_volume(centred.T @ dual - fields @ (fields.T @ (centred.T @ dual)))
     logger.info(
         "progress: learned from %d subjects with two scans or more; penalty %g of %g to %g; of a left-out subject's "
         "years between visits %.0f %% are explained",
         *(count_teachers(train), penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - error)),
     )
+    logger.log(logging.INFO if drift["alarm"] is False else logging.WARNING, "drift of progress: %s", drift["why"])
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
-    return ProgressMap(weights.astype(np.float32), penalty, error, by_scan)
+    return ProgressMap(weights.astype(np.float32), penalty, error, by_scan, drift)
 
 
 # ---- The ridge ---------------------------------------------------------------------------------------
@@ -141,7 +188,7 @@ class _Ridge:
     """
 
     def __init__(self, kernel: np.ndarray, years: np.ndarray, codes: np.ndarray):
-        self.years, self.scale = years, np.trace(kernel) / len(kernel)
+        self.years, self.codes, self.scale = years, codes, np.trace(kernel) / len(kernel)
         self.values, self.vectors = np.linalg.eigh(kernel)
         order = np.argsort(codes, kind="stable")
         self.subjects = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)  # rows of each
@@ -169,6 +216,63 @@ class _Ridge:
             values[rows] -= through[np.ix_(rows, rows)] @ np.linalg.solve(inverse[np.ix_(rows, rows)], dual[rows])
         return dual, values
 
+    def solve_at_own_paces(self, penalty: float, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `solve`, for the years times each subject's pace; a subject's left-out values know nothing of it."""
+        inverse, _ = self._inverse(penalty)
+        paces = self._paces_without_two(penalty)  # (S, S)
+        without = paces - np.diag(np.diag(paces))  # a subject that is left out has no years
+        squares = np.bincount(self.codes, self.years**2)
+        scaled = without / ((without @ squares) / (squares.sum() - squares))[:, None]
+        duals = inverse @ (scaled[:, self.codes] * self.years).T  # (N, S)
+        values, through = np.empty_like(self.years), products @ inverse
+        for number, rows in enumerate(self.subjects):
+            block = np.ix_(rows, rows)
+            own = np.linalg.solve(inverse[block], duals[rows, number])
+            values[rows] = products[rows] @ duals[:, number] - through[block] @ own
+        mean = np.diag(paces) @ squares / squares.sum()
+        return inverse @ (np.diag(paces)[self.codes] / mean * self.years), values
+
+    def _paces_without_two(self, penalty: float) -> np.ndarray:
+        """(S, S) the slope of subject j by the coefficients without subjects i and j; on the diagonal, without i."""
+        inverse, dual = self._inverse(penalty)
+        squares = np.bincount(self.codes, self.years**2)
+        slopes = np.zeros((len(self.subjects), len(self.subjects)))
+        visits = np.array([len(rows) for rows in self.subjects])
+        for size in np.unique(visits):
+            numbers = np.flatnonzero((visits == size) & (squares > 0))
+            each = np.array([self.subjects[number] for number in numbers], int).reshape(-1, size)  # rows of each
+            blocks = inverse[each[:, :, None], each[:, None, :]]
+            for i, rows in enumerate(self.subjects):
+                share = np.linalg.solve(inverse[np.ix_(rows, rows)], inverse[rows])  # (G_BB)^-1 G_B, of the rows B of i
+                apart = numbers != i
+                left = blocks - np.einsum("bsm,bsn->smn", share[:, each], inverse[rows][:, each])
+                left[~apart] = blocks[~apart]
+                rest = dual[each] - apart[:, None] * (dual[rows] @ share)[each]
+                residuals = np.linalg.solve(left, rest[..., None])[..., 0]
+                slopes[i, numbers] = 1 - np.sum(self.years[each] * residuals, axis=1) / squares[numbers]
+        return slopes
+
+    def paces(self, ids: np.ndarray) -> Paces:
+        """Where subjects go in the two directions of change that other subjects foretell best.
+
+        With unit vectors u_i of a subject's years and M = U' G U, the pace of subject i that the others foretell, from
+        theirs, is a product with R = I - M_ij / (M_ii M_jj)^1/2: an eigenvector of R near 1 is a direction that many
+        share, one near 0 is a subject's own noise.
+
+        Args:
+            ids: (S,) of the subjects, by their numbers.
+        """
+        teachers = [rows for rows in self.subjects if self.years[rows].any()]
+        sizes = np.array([np.linalg.norm(self.years[rows]) for rows in teachers])
+        units = np.stack([self.years[rows] @ self.vectors[rows] for rows in teachers]) / sizes[:, None]  # (S, N)
+        products = (units / (np.maximum(self.values, 0.0) + PACES_PENALTY * self.scale)) @ units.T  # M
+        own = np.sqrt(np.diag(products))
+        last = len(own) - 1
+        vectors = linalg.eigh(np.eye(len(own)) - products / np.outer(own, own), subset_by_index=(last - 1, last))[1]
+        weights = (own * sizes) ** 2
+        names = ids[[self.codes[rows[0]] for rows in teachers]]
+        return Paces(vectors / np.sqrt(weights)[:, None], weights, names)
+
     def _inverse(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         inverse = (self.vectors / (np.maximum(self.values, 0.0) + penalty * self.scale)) @ self.vectors.T
         return inverse, inverse @ self.years
@@ -190,7 +294,7 @@ def _less_mean_of_subject(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 # ---- The coarse grid -----------------------------------------------------------------------------------
-class _CoarseGrid:
+class CoarseGrid:
     """Blocks of voxels, averaged and smoothed; a linear operation whose transpose brings weights back.
 
     Args:
@@ -216,6 +320,28 @@ class _CoarseGrid:
         for axis in range(3):
             fine = np.repeat(fine, self.block, axis=axis)
         return fine[tuple(slice(size) for size in self.full)]
+
+
+@dataclass(frozen=True)
+class CoarseScans:
+    """Volumes on the coarse grid."""
+
+    grid: CoarseGrid
+    voxels: np.ndarray  # (N, V)
+    brain: np.ndarray  # (V,) share of the scans whose brain is there
+
+    @classmethod
+    def of(cls, grid: CoarseGrid, volumes: Iterable[np.ndarray], number: int) -> "CoarseScans":
+        """Bring N volumes (X, Y, Z) to the grid; they are read once, one at a time."""
+        voxels, brain = np.empty((number, grid.size)), np.zeros(grid.size)
+        for row, volume in enumerate(volumes):
+            voxels[row] = grid.of_volume(volume)
+            brain += grid.of_volume(volume != 0)
+        return cls(grid, voxels, brain / number)
+
+    def nuisance_fields(self) -> np.ndarray:
+        """As `_nuisance_fields`, of the mean of the scans."""
+        return _nuisance_fields(self.voxels.mean(axis=0).reshape(self.grid.shape), self.brain.reshape(self.grid.shape))
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

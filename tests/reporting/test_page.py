@@ -12,7 +12,7 @@ from sample_run import write_run
 
 from reporting import page as reporting_page
 from reporting.run_folder import RunFolder
-from runs.files import ROOT
+from runs.files import ROOT, write_json
 
 
 class Page(HTMLParser):
@@ -436,3 +436,22 @@ def test_a_figure_that_is_wrong_is_found(run, name):
     done = recompute(run)
     assert done.returncode == 1 and "9 of 10 figures agree" in done.stdout
     assert next(line for line in done.stdout.splitlines() if line.startswith(name)).endswith("DIFFERS")
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown", "is_caveat"),
+    [
+        (None, [], False),
+        ({"error": 0.02, "alarm": True, "why": "One pace in all."}, ["98% of the time", "Drift alarm: One pace"], True),
+        ({"error": 0.4, "alarm": False, "why": "Many paces."}, ["60% of the time", "No sign of a drift: Many"], False),
+        ({"error": 0.9, "alarm": None, "why": "Too noisy."}, ["can't be told: Too noisy."], False),
+        ({"error": None, "alarm": None, "why": "No progress here."}, ["No progress here."], False),
+    ],
+)
+def test_the_drift_of_progress(tmp_path, progress, shown, is_caveat):
+    metrics = {} if progress is None else {"progress": progress}
+    write_json(tmp_path / "metrics.json", metrics)
+    text = " ".join(reporting_page.write_report(tmp_path).read_text(encoding="utf-8").replace("&#39;", "'").split())
+    assert [words for words in shown if words not in text] == []
+    assert ('id="progress"' in text) == bool(shown)
+    assert ("Progress may follow a scanner" in text) == is_caveat

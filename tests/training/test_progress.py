@@ -11,7 +11,7 @@ from config import Config
 from runs.errors import InputError
 from training import progress
 from training.devices import Workers
-from training.progress import ProgressMap, count_teachers, fit_progress
+from training.progress import MAP, ProgressMap, count_teachers, figures_of_progress, fit_progress
 from training.stage1 import Stage1
 
 SHAPE = (16, 20, 17)
@@ -94,7 +94,7 @@ def test_each_subject_is_left_out_exactly(tmp_path, brain, monkeypatch):
     """The closed form against a map learned from the others, with the same penalty and the same nuisance fields."""
     table = write_scans(tmp_path, brain, num_subjects=6)
     monkeypatch.setattr(progress, "PENALTIES", np.array([0.1]))
-    grid, volumes = progress._CoarseGrid(SHAPE), [np.load(entry).astype(float) for entry in table["cache_entry"]]
+    grid, volumes = progress.CoarseGrid(SHAPE), [np.load(entry).astype(float) for entry in table["cache_entry"]]
     voxels = np.stack([grid.of_volume(volume) for volume in volumes])
     share = np.mean([grid.of_volume(volume != 0) for volume in volumes], axis=0)
     fields = progress._nuisance_fields(voxels.mean(axis=0).reshape(grid.shape), share.reshape(grid.shape))
@@ -167,7 +167,103 @@ def test_a_saved_map_measures_the_same(tmp_path, brain):
     loaded = ProgressMap.load(tmp_path / "progress.npz")
     np.testing.assert_array_equal(loaded(table["cache_entry"]), learned(table["cache_entry"]))
     np.testing.assert_array_equal(loaded.left_out_of(table), learned.left_out_of(table))
-    assert (loaded.penalty, loaded.error) == (learned.penalty, learned.error)
+    assert (loaded.penalty, loaded.error, loaded.drift) == (learned.penalty, learned.error, learned.drift)
+
+
+def test_a_map_of_before_the_drift_alarm_can_be_read(tmp_path, brain):
+    learned = fit_progress(write_scans(tmp_path, brain))
+    learned.save(tmp_path / MAP)
+    with np.load(tmp_path / MAP) as saved:
+        np.savez_compressed(tmp_path / "old.npz", **{name: saved[name] for name in saved if name != "drift"})
+    (tmp_path / "old.npz").rename(tmp_path / MAP)
+    assert ProgressMap.load(tmp_path / MAP).drift is None
+    figures = figures_of_progress(tmp_path)
+    assert figures["error"] == learned.error and figures["alarm"] is None and "earlier version" in figures["why"]
+
+
+def test_the_figures_of_progress(tmp_path, brain):
+    assert figures_of_progress(tmp_path)["alarm"] is None
+    learned = fit_progress(write_scans(tmp_path, brain))
+    learned.save(tmp_path / MAP)
+    assert figures_of_progress(tmp_path) == {"error": learned.error, **learned.drift}
+
+
+# ---- The second map, and the drift alarm -----------------------------------------------------------------
+def fit_naively(centred, years, codes, rows, penalty):
+    """Weights (V,) of a second map, learned from these rows alone; each pace from a first map without its subject."""
+
+    def weights(rows, target):
+        kernel = centred[rows] @ centred[rows].T
+        return centred[rows].T @ np.linalg.solve(kernel + penalty * np.eye(rows.sum()), target[rows])
+
+    slopes, squares, target = {}, {}, np.zeros(len(years))
+    for code in np.unique(codes[rows]):
+        own = codes == code
+        squares[code] = years[own] @ years[own]
+        seen = centred[own] @ weights(rows & ~own, years)
+        slopes[code] = years[own] @ seen / squares[code] if squares[code] else 0.0
+    mean = sum(slopes[code] * squares[code] for code in slopes) / sum(squares.values())
+    for code, slope in slopes.items():
+        target[codes == code] = slope / mean * years[codes == code]
+    return weights(rows, target)
+
+
+@pytest.mark.parametrize("visits", [[2, 3, 4, 2, 3, 1, 3, 4, 2], [2, 2, 2, 5]])
+def test_the_second_map_leaves_each_subject_out_exactly(rng, visits):
+    codes = rng.permutation(np.repeat(np.arange(len(visits)), visits))
+    times = rng.uniform(0, 3, len(codes))
+    voxels = rng.normal(size=(len(codes), 40)) + np.outer(times * rng.uniform(0.2, 1, len(visits))[codes], np.ones(40))
+    centred = progress._less_mean_of_subject(voxels, codes)
+    years = progress._less_mean_of_subject(times[:, None], codes)[:, 0]
+    ridge = progress._Ridge(centred @ centred.T, years, codes)
+    dual, left_out = ridge.solve_at_own_paces(0.3, voxels @ centred.T)
+    penalty, all_rows = 0.3 * ridge.scale, np.ones(len(codes), bool)
+    np.testing.assert_allclose(centred.T @ dual, fit_naively(centred, years, codes, all_rows, penalty), atol=1e-9)
+    for code in range(len(visits)):
+        own = codes == code
+        expected = voxels[own] @ fit_naively(centred, years, codes, ~own, penalty)
+        np.testing.assert_allclose(left_out[own], expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_second_map_follows_the_rates_better(tmp_path, brain, monkeypatch, seed):
+    """A weak drift that no field holds; the map is learned with and without the subjects' own paces."""
+    table = write_scans(
+        tmp_path, brain, num_subjects=40, noise=0.2, drift=0.05 * local_drifts(brain)["a spot"], seed=seed
+    )
+    second = np.corrcoef(slopes_of(left_out_of(table), table), rates_of(table))[0, 1]
+    monkeypatch.setattr(progress, "LEAST_AT_OWN_PACES", 41)
+    first = np.corrcoef(slopes_of(left_out_of(table), table), rates_of(table))[0, 1]
+    assert second > first + 0.01
+
+
+def local_drifts(brain):
+    """What no nuisance field holds, by name."""
+    place = np.meshgrid(*(np.linspace(-1, 1, size) for size in SHAPE), indexing="ij")
+    spot = np.exp(-((place[0] + 0.5) ** 2 + place[1] ** 2 + (place[2] - 0.3) ** 2) / 0.1)
+    return {"a spot": brain * spot, "ripples": brain * np.sin(9 * place[1])}
+
+
+@pytest.mark.parametrize("name", ["a spot", "ripples"])
+@pytest.mark.parametrize(("of", "words"), [(1, "one pace"), (2, "two paces")])
+def test_a_drift_that_no_field_holds_sounds_the_alarm(tmp_path, brain, caplog, name, of, words):
+    """In every subject, or in every second one."""
+    table = write_scans(tmp_path, brain, num_subjects=40)
+    for number, (entry, years) in enumerate(zip(table["cache_entry"], table["visit_time"], strict=True)):
+        if int(table["subject"][number][1:]) % of == 0:
+            np.save(entry, (np.load(entry) + years * local_drifts(brain)[name]).astype(np.float16))
+    drift = fit_progress(table).drift
+    assert drift["alarm"] is True and words in drift["why"]
+    assert [record.levelname for record in caplog.records if words in record.message] == ["WARNING"]
+    if of == 2:
+        sides = {int(subject[1:]) % 2 for subject in drift["smaller_group"]}
+        assert len(sides) == 1 and len(drift["smaller_group"]) == 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_drift_the_alarm_does_not_sound(tmp_path, brain, seed):
+    """Rates from 0.5 to 1.5 are evenly spread: few differ by more of their mean, and none come closer to two groups."""
+    assert fit_progress(write_scans(tmp_path, brain, num_subjects=40, noise=0.1, seed=seed)).drift["alarm"] is not True
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:200], lambda content: b"", lambda content: b"x" * 300])
