@@ -16,7 +16,7 @@ Shapes: N scans, V coarse voxels, (X, Y, Z) voxels of the network's volumes. Tim
 import io
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,14 @@ class ProgressMap:
             (N,) progress, years.
         """
         return np.array([np.vdot(self.weights, load_volume(entry)) for entry in entries], dtype=float)
+
+    def of_volumes(self, volumes: np.ndarray) -> np.ndarray:
+        """(B,) progress, years, of volumes (B, X, Y, Z, 1)."""
+        return np.tensordot(volumes[..., 0], self.weights, 3)
+
+    def gradient(self, volumes: np.ndarray) -> np.ndarray:
+        """(B, X, Y, Z, 1): the weights, since progress is linear; d progress / d voxel of volumes of that shape."""
+        return np.broadcast_to(self.weights[..., None], volumes.shape)
 
     def left_out_of(self, train: pd.DataFrame) -> np.ndarray:
         """(N,) progress of training scans, by their ids, each by the map that was learned without its subject."""
@@ -103,18 +111,8 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
     Returns:
         The map; O(N V + N^2) memory.
     """
-    entries = train["cache_entry"].to_list()
     codes = np.unique(train["subject"].to_numpy(str), return_inverse=True)[1]
-    shape = load_volume(entries[0]).shape[:3]
-    grid = _CoarseGrid(shape)
-    voxels = np.empty((len(entries), grid.size))  # (N, V)
-    brain = np.zeros(grid.size)  # number of scans with a brain there
-    for row, entry in enumerate(tqdm(entries, desc="progress", unit="scan", disable=not show)):
-        volume = load_volume(entry)[..., 0]
-        voxels[row] = grid.of_volume(volume)
-        brain += grid.of_volume(volume != 0)
-    fields = _nuisance_fields(*(total.reshape(grid.shape) / len(voxels) for total in (voxels.sum(axis=0), brain)))
-    voxels -= (voxels @ fields) @ fields.T
+    grid, voxels, fields = read_coarse(train["cache_entry"].to_list(), show=show)
     centred = _less_mean_of_subject(voxels, codes)
     years = _less_mean_of_subject(train[["visit_time"]].to_numpy(float), codes)[:, 0]
     ridge = _Ridge(centred @ centred.T, years, codes)
@@ -127,6 +125,27 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
     )
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
     return ProgressMap(weights.astype(np.float32), penalty, error, by_scan)
+
+
+def read_coarse(entries: Sequence[str], *, show: bool = False) -> tuple["CoarseGrid", np.ndarray, np.ndarray]:
+    """Read scans onto the coarse grid, less what a scanner may change.
+
+    Args:
+        entries: N files of cached volumes of one shape.
+        show: a bar on stderr.
+    Returns:
+        The grid; (N, V) float64, their coarse voxels without the nuisance fields of their mean; (V, K) these fields.
+    """
+    grid = CoarseGrid(load_volume(entries[0]).shape[:3])
+    voxels = np.empty((len(entries), grid.size))  # (N, V)
+    brain = np.zeros(grid.size)  # number of scans with a brain there
+    for row, entry in enumerate(tqdm(entries, desc="progress", unit="scan", disable=not show)):
+        volume = load_volume(entry)[..., 0]
+        voxels[row] = grid.of_volume(volume)
+        brain += grid.of_volume(volume != 0)
+    fields = _nuisance_fields(*(total.reshape(grid.shape) / len(voxels) for total in (voxels.sum(axis=0), brain)))
+    voxels -= (voxels @ fields) @ fields.T
+    return grid, voxels, fields
 
 
 # ---- The ridge ---------------------------------------------------------------------------------------
@@ -189,7 +208,7 @@ def _less_mean_of_subject(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 # ---- The coarse grid -----------------------------------------------------------------------------------
-class _CoarseGrid:
+class CoarseGrid:
     """Blocks of voxels, averaged and smoothed; a linear operation whose transpose brings weights back.
 
     Args:

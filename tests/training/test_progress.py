@@ -77,7 +77,7 @@ def test_each_subject_is_left_out_exactly(tmp_path, brain, monkeypatch):
     """The closed form against a map learned from the others, with the same penalty and the same nuisance fields."""
     table = write_scans(tmp_path, brain, num_subjects=6)
     monkeypatch.setattr(progress, "PENALTIES", np.array([0.1]))
-    grid, volumes = progress._CoarseGrid(SHAPE), [np.load(entry).astype(float) for entry in table["cache_entry"]]
+    grid, volumes = progress.CoarseGrid(SHAPE), [np.load(entry).astype(float) for entry in table["cache_entry"]]
     voxels = np.stack([grid.of_volume(volume) for volume in volumes])
     share = np.mean([grid.of_volume(volume != 0) for volume in volumes], axis=0)
     fields = progress._nuisance_fields(voxels.mean(axis=0).reshape(grid.shape), share.reshape(grid.shape))
