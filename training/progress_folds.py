@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from keras.optimizers.schedules import CosineDecay
 from tqdm import tqdm
 
 from cohort.splits import assign_folds
@@ -33,7 +34,7 @@ from training.steps import Options, Steps
 
 FOLDS = 3
 EPOCHS = 20
-SUBJECTS = 16  # in a step, about
+SUBJECTS = 8  # in a step, about
 LEARNING_RATE = 3e-3  # of Adam, at its peak; then a cosine to 0
 WARMUP = 0.025  # share of the steps
 CLIP_NORM = 1.0
@@ -58,11 +59,9 @@ def fit_progress_network(
     Raises:
         InputError: the file of a fold is damaged, or a network gives numbers that are not finite.
     """
-    workers = workers or Workers()
     table = train.sort_values(["subject", "visit_time", "scan"], ignore_index=True)
     lesson = Lesson.of(table, seed=options.seed, show=show)
-    unchanged: dict[str, Any] = {f"augment_{field.name}": field.default for field in fields(Augmentation)}
-    options = replace(options, clip_norm=CLIP_NORM, ema=0.0, precision="float32", recompute=False, **unchanged)
+    steps = ProgressSteps(options, lesson, lesson.enough_for(workers or Workers()))
     folds, by_epoch = [], np.empty((EPOCHS, len(table)), np.float32)
     with tqdm(total=FOLDS * EPOCHS, desc="progress", unit="epoch", disable=not show) as bar:
         for fold in range(FOLDS):
@@ -70,7 +69,7 @@ def fit_progress_network(
             if path.is_file():
                 bar.update(EPOCHS)
             else:
-                _fit_fold(lesson, fold, options, workers, bar).save(path)
+                steps.fit(fold, bar).save(path)
             folds.append(Fold.load(path))
             by_epoch[:, lesson.fold_of == fold] = folds[-1].left_out
     epoch, error = _choose(by_epoch, lesson)
@@ -119,9 +118,9 @@ class Lesson:
         subject = pd.factorize(table["subject"])[0]
         years = _since_mean_visit(table["visit_time"], subject).to_numpy()
         teaches = np.bincount(subject) > 1  # (S,)
-        unit = math.sqrt(np.sum(years**2) / teaches.sum()) or 1.0
+        unit = math.sqrt(np.sum(years**2) / teaches.sum())
         folds = assign_folds(teaches, FOLDS, np.random.default_rng([seed, PURPOSE]))
-        size = float(voxels.std()) or 1.0
+        size = float(voxels.std())
         nothing = np.zeros(len(table), np.float32)
         outcome = Outcome(subject.astype(np.int32), (years / unit).astype(np.float32), nothing, nothing > 0)
         volumes = (voxels / size).astype(np.float32).reshape(-1, *grid.shape, 1)
@@ -132,6 +131,11 @@ class Lesson:
         subject = self.outcome.subject
         rows_of = np.split(np.arange(len(subject)), np.flatnonzero(np.diff(subject)) + 1)
         return [rows for rows in rows_of if len(rows) > 1 and self.fold_of[rows[0]] != fold]
+
+    def enough_for(self, workers: Workers) -> Workers:
+        """These workers, or this process on one device where a step could leave one of theirs without a scan."""
+        fewest = min(SUBJECTS // 2, *(len(self.teachers(fold)) for fold in range(FOLDS)))  # subjects in a step
+        return workers if 2 * fewest >= workers.num_devices else Workers()
 
 
 def _since_mean_visit(values: pd.Series, subject: np.ndarray) -> pd.Series:
@@ -166,52 +170,58 @@ class Fold:
             raise InputError(f"{path}: can't be read: {error}. Delete it to train this network anew.") from error
 
 
-def _fit_fold(lesson: Lesson, fold: int, options: Options, workers: Workers, bar: tqdm) -> Fold:
-    """Train the network without the subjects of a fold; it depends on the seed and the fold, whatever was before."""
-    seed, teachers = [options.seed, PURPOSE, fold], lesson.teachers(fold)
-    num_steps = max(1, round(len(teachers) / SUBJECTS))  # of an epoch
-    if 2 * (len(teachers) // num_steps) < workers.num_devices:
-        workers = Workers()  # else a device could be left without a scan
-    with workers.strategy.scope():
-        model = build_network(lesson.grid.shape, seed=seed)
-    steps = ProgressSteps(model, options, lesson, workers, num_steps * EPOCHS)
-    own, epochs, left_out = lesson.voxels[lesson.fold_of == fold], [], []
-    for epoch in range(EPOCHS):
-        order = np.random.default_rng([*seed, epoch]).permutation(len(teachers))
-        for chosen in np.array_split(order, num_steps):
-            rows = np.concatenate([teachers[number] for number in chosen])
-            batches = steps.reading_order(steps.micro_batches(rows))
-            steps.step(rows, workers.hand_out(lesson.voxels, batches), epoch)
-        epochs.append(model.get_weights())
-        left_out.append(predict(model, own))
-        bar.update()
-    return Fold([np.stack(values) for values in zip(*epochs, strict=True)], np.stack(left_out))
-
-
 class ProgressSteps(Steps):
-    """The steps of stage 1 with another loss and a schedule of its own.
+    """The steps of stage 1 with a network of progress and its loss, for one fold after the other.
 
     Args:
-        lesson: what is learned from.
-        num_steps: of the whole training.
+        options: of stage 1; what is drawn anew for stage 1 in every epoch, and its averages, are left out.
+        lesson: what is learned.
+        workers: the devices that train.
+        dtype: of the network.
     """
 
-    def __init__(self, model: keras.Model, options: Options, lesson: Lesson, workers: Workers, num_steps: int):
-        self.num_steps = num_steps
+    def __init__(self, options: Options, lesson: "Lesson", workers: Workers, *, dtype: str = "float32"):
+        unchanged: dict[str, Any] = {f"augment_{field.name}": field.default for field in fields(Augmentation)}
+        options = replace(options, clip_norm=CLIP_NORM, ema=0.0, precision="float32", recompute=False, **unchanged)
+        with workers.strategy.scope():
+            model = build_network(lesson.voxels.shape[1:4], dtype=dtype)
         super().__init__(model, options, lesson.outcome, workers)
+        self.lesson = lesson
 
     def loss(self, log_hazard: tf.Tensor, outcome: Outcome) -> tf.Tensor:
         """`rate_loss` of the progress (N,) of scans."""
         return rate_loss(log_hazard, outcome.subject, tf.cast(outcome.visit_time, log_hazard.dtype))
 
-    def _make_optimizer(self) -> keras.optimizers.Optimizer:
-        warm = math.ceil(WARMUP * self.num_steps)
-        rate = keras.optimizers.schedules.CosineDecay(
-            LEARNING_RATE / (warm + 1), self.num_steps - warm, warmup_target=LEARNING_RATE, warmup_steps=warm
-        )
-        optimizer = keras.optimizers.Adam(rate)
-        optimizer.build(self.model.trainable_variables)
-        return optimizer
+    def fit(self, fold: int, bar: tqdm) -> "Fold":
+        """Train a new network without the subjects of a fold; it depends on the seed and the fold alone.
+
+        Args:
+            fold: from 0.
+            bar: is moved on by EPOCHS.
+        """
+        seed, teachers = [self.options.seed, PURPOSE, fold], self.lesson.teachers(fold)
+        num_steps = max(1, round(len(teachers) / SUBJECTS))  # of an epoch
+        warm = math.ceil(WARMUP * num_steps * EPOCHS)
+        rate = CosineDecay(0.0, num_steps * EPOCHS - warm, warmup_target=LEARNING_RATE, warmup_steps=warm)
+        self._begin(seed)
+        own, epochs, left_out = self.lesson.voxels[self.lesson.fold_of == fold], [], []
+        for epoch in range(EPOCHS):
+            order = np.random.default_rng([*seed, epoch]).permutation(len(teachers))
+            for chosen in np.array_split(order, num_steps):
+                rows = np.concatenate([teachers[number] for number in chosen])
+                self.optimizer.learning_rate = float(rate(self.num_applied() + 1))
+                batches = self.reading_order(self.micro_batches(rows))
+                self.step(rows, self.workers.hand_out(self.lesson.voxels, batches), epoch)
+            epochs.append(self.model.get_weights())
+            left_out.append(predict(self.model, own))
+            bar.update()
+        return Fold([np.stack(values) for values in zip(*epochs, strict=True)], np.stack(left_out))
+
+    def _begin(self, seed: Sequence[int]) -> None:
+        """Give the network new weights, and the optimiser its first state."""
+        self.model.set_weights(build_network(self.lesson.voxels.shape[1:4], seed=seed).get_weights())
+        for variable in self.optimizer.variables:
+            variable.assign(tf.zeros(variable.shape, variable.dtype))
 
 
 def _mean_network(lesson: Lesson, folds: Sequence[Sequence[np.ndarray]]) -> keras.Model:

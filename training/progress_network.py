@@ -104,9 +104,9 @@ class ProgressNetwork:
         return predict(self.model, np.stack([self._coarse(volume) for volume in volumes]))
 
     def _coarse(self, volume: np.ndarray) -> np.ndarray:
-        """(x, y, z, 1) float32: what the network reads of a volume (X, Y, Z, 1)."""
+        """(x, y, z, 1): what the network reads of a volume (X, Y, Z, 1)."""
         voxels = self._without_nuisance(self.grid.of_volume(volume[..., 0]))
-        return voxels.reshape(*self.grid.shape, 1).astype(np.float32)
+        return voxels.reshape(*self.grid.shape, 1).astype(self.model.input.dtype)
 
     def _without_nuisance(self, voxels: np.ndarray) -> np.ndarray:
         return voxels - self.nuisance @ (voxels @ self.nuisance)
@@ -154,30 +154,35 @@ def _halved(values: Any) -> Any:
 
 def predict(model: keras.Model, voxels: np.ndarray) -> np.ndarray:
     """(N,) what the network gives of coarse voxels (N, x, y, z, 1), CHUNK scans at a time."""
-    starts = range(0, len(voxels), CHUNK)
-    return np.concatenate([model(voxels[at : at + CHUNK], training=False).numpy()[:, 0] for at in starts])
+    chunks = [voxels[at : at + CHUNK] for at in range(0, len(voxels), CHUNK)]
+    return np.concatenate([np.empty(0, np.float32), *(model(chunk, training=False)[:, 0] for chunk in chunks)])
 
 
 def rate_loss(progress: tf.Tensor, subject: tf.Tensor, years: tf.Tensor) -> tf.Tensor:
     """How far progress is from a line of each subject's own, whose rate lies around 1.
 
-    With the line's rate b and the sum of squares S of the years since the subject's mean visit, the mean over subjects
-    of (squared distances from the line) + S (b - 1)^2 / (1 + RATES S). Without RATES, every pair of visits should
-    differ by the years between them; with it a subject may age faster or slower than others, and two visits of one
-    subject weigh less than what lies off its line.
+    The mean over subjects of (squared distances from the line) + Q (b - 1)^2 / (1 + RATES Q), where b is the rate of
+    the line and Q the sum of squares of the years since the subject's mean visit. With RATES 0 any two visits of a
+    subject should differ by the years between them; with more, a subject may change faster or slower than others, and
+    what lies off its line weighs more.
 
     Args:
         progress: (N,) float.
         subject: (N,) int; the same number is the same subject.
-        years: (N,) of the visits, in a unit in which S is 1 on average.
+        years: (N,) of the visits, in a unit in which Q is 1 on average.
     Returns:
         Scalar; 0, attached to the graph, if nobody has two visits.
-    Source: minus twice the log-likelihood of lines with random slopes (Laird and Ware 1982), but for its determinant.
+    Source: Laird and Ware (1982): lines with random slopes, of which this is twice the negative log-likelihood for a
+        given variance, but for what does not depend on progress. Checked against the matrix form.
     """
-    same = tf.cast(subject[:, None] == subject[None, :], progress.dtype)  # (N, N)
-    number = tf.reduce_sum(same, axis=1)  # (N,) visits of a scan's subject, as all that follows
-    years, change = (values - tf.linalg.matvec(same, values) / number for values in (years, progress))
-    spread = tf.linalg.matvec(same, years**2)  # S
-    rate = tf.math.divide_no_nan(tf.linalg.matvec(same, years * change), spread)  # b
-    squares = (change - rate * years) ** 2 + spread * (rate - 1) ** 2 / (1 + RATES * spread) / number
-    return tf.reduce_sum(squares) / tf.reduce_sum(1 / number)
+    index = tf.unique(subject)[1]  # (N,)
+
+    def total(values: tf.Tensor) -> tf.Tensor:
+        return tf.math.unsorted_segment_sum(values, index, tf.reduce_max(index) + 1)  # (S,) of the subjects
+
+    number = total(tf.ones_like(progress))
+    years, change = (values - tf.gather(total(values) / number, index) for values in (years, progress))
+    spread = total(years**2)
+    rate = tf.math.divide_no_nan(total(years * change), spread)
+    off_line = total((change - tf.gather(rate, index) * years) ** 2)
+    return tf.reduce_mean(off_line + spread * (rate - 1) ** 2 / (1 + RATES * spread))
