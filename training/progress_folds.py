@@ -38,7 +38,7 @@ SUBJECTS = 8  # in a step, about
 LEARNING_RATE = 3e-3  # of Adam, at its peak; then a cosine to 0
 WARMUP = 0.025  # share of the steps
 CLIP_NORM = 1.0
-PURPOSE = 14  # beside the seed and the fold, so that these random numbers are drawn for nothing else
+PURPOSE = 2**20  # beside the seed; more than any number of an epoch or fold, so these draws are those of nothing else
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _choose(by_epoch: np.ndarray, lesson: "Lesson") -> tuple[int, float]:
     return epoch, error
 
 
-# ---- What is learned ----
+# ---- What is learned ---------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Lesson:
     """What the networks of all folds learn from: scans sorted by subject and visit."""
@@ -143,7 +143,7 @@ def _since_mean_visit(values: pd.Series, subject: np.ndarray) -> pd.Series:
     return values - values.groupby(subject).transform("mean")
 
 
-# ---- One fold ----
+# ---- One fold ----------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Fold:
     """A fold's network after each epoch."""

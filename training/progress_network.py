@@ -104,9 +104,9 @@ class ProgressNetwork:
         return predict(self.model, np.stack([self._coarse(volume) for volume in volumes]))
 
     def _coarse(self, volume: np.ndarray) -> np.ndarray:
-        """(x, y, z, 1): what the network reads of a volume (X, Y, Z, 1)."""
+        """(x, y, z, 1) float32: what the network reads of a volume (X, Y, Z, 1)."""
         voxels = self._without_nuisance(self.grid.of_volume(volume[..., 0]))
-        return voxels.reshape(*self.grid.shape, 1).astype(self.model.input.dtype)
+        return voxels.reshape(*self.grid.shape, 1).astype(np.float32)
 
     def _without_nuisance(self, voxels: np.ndarray) -> np.ndarray:
         return voxels - self.nuisance @ (voxels @ self.nuisance)
