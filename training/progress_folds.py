@@ -2,7 +2,8 @@
 
 The subjects of a fold get their progress from the network that was trained without them, since a network that has seen
 a subject gives it a rate of about 1. All folds together choose the epoch that is kept. New scans get the mean of the
-networks. A fold's network is kept in a file once it is trained, so that a stopped run trains only the others.
+networks. What a scanner may change is computed from all training scans, as for the linear map. A fold's network is kept
+in a file once it is trained, so that a stopped run trains only the others.
 
 Shapes: N scans, E epochs, S subjects, (x, y, z) coarse voxels. Times are years, but within a `Lesson`.
 """
@@ -174,7 +175,7 @@ class ProgressSteps(Steps):
     """The steps of stage 1 with a network of progress and its loss, for one fold after the other.
 
     Args:
-        options: of stage 1; what is drawn anew for stage 1 in every epoch, and its averages, are left out.
+        options: of stage 1, whose seed and BATCH_SIZE count here too.
         lesson: what is learned.
         workers: the devices that train.
         dtype: of the network.
@@ -193,7 +194,7 @@ class ProgressSteps(Steps):
         return rate_loss(log_hazard, outcome.subject, tf.cast(outcome.visit_time, log_hazard.dtype))
 
     def fit(self, fold: int, bar: tqdm) -> "Fold":
-        """Train a new network without the subjects of a fold; it depends on the seed and the fold alone.
+        """Train a new network without the subjects of a fold; it does not depend on what was trained before.
 
         Args:
             fold: from 0.
@@ -209,7 +210,7 @@ class ProgressSteps(Steps):
             order = np.random.default_rng([*seed, epoch]).permutation(len(teachers))
             for chosen in np.array_split(order, num_steps):
                 rows = np.concatenate([teachers[number] for number in chosen])
-                self.optimizer.learning_rate = float(rate(self.num_applied() + 1))
+                self.optimizer.learning_rate = float(rate(self.num_applied() + 0.5))
                 batches = self.reading_order(self.micro_batches(rows))
                 self.step(rows, self.workers.hand_out(self.lesson.voxels, batches), epoch)
             epochs.append(self.model.get_weights())
