@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import keras
 
     from explain import Explanation
-    from training.stage1 import Progress
+    from training.stage1 import ProgressModel
 
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
 BY_NAME = "asked for"  # why a scan is explained that EXPLAIN or SAMPLE_INDEX names
@@ -111,7 +111,7 @@ class Explanations:
         progress: what gives a scan its progress; None: PROGRESS was off.
     """
 
-    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model", progress: "Progress | None" = None):
+    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model", progress: "ProgressModel | None" = None):
         self.config, self.cohort, self.model, self.progress = config, cohort, model, progress
         self.folder, self.test = config.OUTPUT_DIR, cohort.parts["test"]
         self.background = self._draw_background()

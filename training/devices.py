@@ -102,7 +102,7 @@ class Workers:
         """Hand out volumes that are in memory as `read_batches` does those of files.
 
         Args:
-            volumes: (N, X, Y, Z, 1), in the precision of the network.
+            volumes: (N, X, Y, Z, 1), float32.
             batches: as those of `read_batches`.
         Yields:
             As `read_batches`.

@@ -19,7 +19,7 @@ from training.risk_sets import Scans
 from training.steps import Options
 from training.weights import load_weights
 
-Progress = ProgressMap | ProgressNetwork
+ProgressModel = ProgressMap | ProgressNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Stage1:
         self.config = config
         self.workers: Workers | None = None
         self.model: keras.Model | None = None  # the network that was loaded last
-        self.progress: Progress | None = None  # what was loaded with it; None: PROGRESS was off
+        self.progress: ProgressModel | None = None  # what was loaded with it; None: PROGRESS was off
 
     def join(self) -> Workers:
         """Make this process one of those that train; later calls give the same workers.
@@ -98,7 +98,7 @@ class Stage1:
         if count_teachers(train) < LEAST_TEACHERS:
             logger.warning("no progress: it is learned from two visits of %d training subjects or more", LEAST_TEACHERS)
             return
-        learned: Progress
+        learned: ProgressModel
         if self.config.PROGRESS == "linear":
             learned = fit_progress(train, show=True)
         else:
