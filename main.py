@@ -170,8 +170,8 @@ class Pipeline:
 
     def explain(self) -> None:
         """Write SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
-        model, progress = self.stage1.load(self.folder / "cnn"), self.stage1.progress
-        Explanations(self.config, self.cohort, model, progress.weights if progress is not None else None).write()
+        model = self.stage1.load(self.folder / "cnn")
+        Explanations(self.config, self.cohort, model, self.stage1.progress).write()
 
     def report(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""

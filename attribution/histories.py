@@ -41,18 +41,24 @@ class ImageStage:
     gradient_of_weighted_outputs: Callable[[np.ndarray, np.ndarray], np.ndarray]
     # (B, X, Y, Z, 1) and weights (B, C) -> (B, X, Y, Z, 1): d (weighted sum of a volume's outputs) / d voxel
 
-    def with_progress(self, weights: np.ndarray) -> "ImageStage":
-        """The same with one more output, `progress` (years): the sum of these weights (X, Y, Z) times the volume."""
-        weights = weights[..., None]  # (X, Y, Z, 1)
+    def with_progress(
+        self, progress: Callable[[np.ndarray], np.ndarray], gradient_of_progress: Callable[[np.ndarray], np.ndarray]
+    ) -> "ImageStage":
+        """The same with one more output, `progress`.
+
+        Args:
+            progress: (B, X, Y, Z, 1) -> (B,) years.
+            gradient_of_progress: (B, X, Y, Z, 1) -> the same shape: d progress / d voxel.
+        """
 
         def outputs(volumes: np.ndarray) -> np.ndarray:
             """Those of the network, then progress."""
-            return np.concatenate([self.outputs(volumes), np.tensordot(volumes, weights, 4)[:, None]], axis=1)
+            return np.concatenate([self.outputs(volumes), progress(volumes)[:, None]], axis=1)
 
         def gradient(volumes: np.ndarray, of_outputs: np.ndarray) -> np.ndarray:
-            """That of the network, and the weights: progress is linear."""
+            """That of the network, and that of progress."""
             of_network = self.gradient_of_weighted_outputs(volumes, of_outputs[:, :-1])
-            return of_network + of_outputs[:, -1].reshape(-1, 1, 1, 1, 1) * weights
+            return of_network + of_outputs[:, -1].reshape(-1, 1, 1, 1, 1) * gradient_of_progress(volumes)
 
         return ImageStage([*self.names, "progress"], outputs, gradient)
 

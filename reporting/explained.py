@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import keras
 
     from explain import Explanation
+    from training.stage1 import ProgressModel
 
 BY_RANK = {"highest": 1.0, "median": 0.5, "lowest": 0.0}  # names of EXPLAIN: quantiles of the predicted risk
 BY_NAME = "asked for"  # why a scan is explained that EXPLAIN or SAMPLE_INDEX names
@@ -107,10 +108,10 @@ class Explanations:
         config: of the run; stage 2 has left its predictions and its model in OUTPUT_DIR.
         cohort: of the run; its volumes are (X, Y, Z) voxels of `cohort.cache.grid`.
         model: the trained network of stage 1.
-        progress: (X, Y, Z) weights of its map of progress; None: PROGRESS was off.
+        progress: what gives a scan its progress; None: PROGRESS was off.
     """
 
-    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model", progress: np.ndarray | None = None):
+    def __init__(self, config: Config, cohort: Cohort, model: "keras.Model", progress: "ProgressModel | None" = None):
         self.config, self.cohort, self.model, self.progress = config, cohort, model, progress
         self.folder, self.test = config.OUTPUT_DIR, cohort.parts["test"]
         self.background = self._draw_background()
@@ -165,12 +166,14 @@ class Explanations:
         outputs, gradient_of_weighted_outputs = trace_outputs(self.model)
         names = [f"feature_{number + 1}" for number in range(self.model.get_layer("features").output.shape[-1])]
         image_stage = ImageStage([*names, "log_hazard"], outputs, gradient_of_weighted_outputs)
+        if self.progress is not None:
+            image_stage = image_stage.with_progress(self.progress.of_volumes, self.progress.gradient)
         return explain_history(
             load(self.folder / "tlstm"),
             visits.drop(columns=PATH_COLUMNS),
             load_volumes(visits["cache_entry"].to_list()),
             self.background,
-            image_stage=image_stage if self.progress is None else image_stage.with_progress(self.progress),
+            image_stage=image_stage,
             settings=HistorySettings(self.regions, self.config.HORIZONS, self.config.SEED),
         )
 

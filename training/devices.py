@@ -98,6 +98,20 @@ class Workers:
         for batch_per_device in zip(*pipelines, strict=True):
             yield self._one_per_device(batch_per_device)
 
+    def hand_out(self, volumes: np.ndarray, batches: Sequence[np.ndarray]) -> Iterator[Any]:
+        """Hand out volumes that are in memory as `read_batches` does those of files.
+
+        Args:
+            volumes: (N, X, Y, Z, 1), float32.
+            batches: as those of `read_batches`.
+        Yields:
+            As `read_batches`.
+        """
+        num_local = self.num_devices // self.num_workers
+        for begin in range(self.index * num_local, len(batches), self.num_devices):
+            own = batches[begin : begin + num_local]
+            yield self._one_per_device([(tf.constant(volumes[rows]), tf.constant(rows, tf.int32)) for rows in own])
+
     def batch_spec(self, shape: tuple[int, int, int]) -> Any:
         """The signature of what `read_batches` gives, by which a step is compiled once for batches of any size.
 

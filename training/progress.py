@@ -22,7 +22,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ class ProgressMap:
         """
         return np.array([np.vdot(self.weights, load_volume(entry)) for entry in entries], dtype=float)
 
+    def of_volumes(self, volumes: np.ndarray) -> np.ndarray:
+        """(B,) progress, years, of volumes (B, X, Y, Z, 1)."""
+        return np.tensordot(volumes[..., 0], self.weights, 3)
+
+    def gradient(self, volumes: np.ndarray) -> np.ndarray:
+        """(B, X, Y, Z, 1): the weights, since progress is linear; d progress / d voxel of volumes of that shape."""
+        return np.broadcast_to(self.weights[..., None], volumes.shape)
+
     def left_out_of(self, train: pd.DataFrame) -> np.ndarray:
         """(N,) progress of training scans, by their ids, each by the map that was learned without its subject."""
         return train["scan"].map(self.left_out).to_numpy(float)
@@ -106,6 +114,14 @@ class ProgressMap:
             ) from error
 
 
+def is_network(path: Path) -> bool:
+    """Whether a file of progress, if it can be read at all, holds a network instead of a map."""
+    try:
+        return "weights" not in np.load(io.BytesIO(path.read_bytes()))
+    except Exception:
+        return False
+
+
 def figures_of_progress(folder: Path) -> dict[str, Any]:
     """What `metrics.json` tells of progress.
 
@@ -113,12 +129,14 @@ def figures_of_progress(folder: Path) -> dict[str, Any]:
         folder: of a training.
     Returns:
         `error`, as in `ProgressMap`, and what `find_drift` tells: `alarm` is None, and `why` says it, where there is no
-        map, or one that an earlier version has learned.
+        map, or one that an earlier version has learned, or a network in its place.
     Raises:
         InputError: the map is damaged.
     """
     if not (folder / MAP).is_file():
         return {"error": None, "alarm": None, "why": "Too few subjects have two visits: there is no progress."}
+    if is_network(folder / MAP):
+        return {"error": None, "alarm": None, "why": "A drift is looked for in the map of PROGRESS=linear alone."}
     learned = ProgressMap.load(folder / MAP)
     unknown = {"alarm": None, "why": "The map is of an earlier version, which did not look for a drift."}
     return {"error": learned.error, **(learned.drift or unknown)}
@@ -139,10 +157,7 @@ def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
     Returns:
         The map; O(N V + N^2) memory.
     """
-    entries = train["cache_entry"].to_list()
-    grid = CoarseGrid(load_volume(entries[0]).shape[:3])
-    volumes = (load_volume(entry)[..., 0] for entry in tqdm(entries, desc="progress", unit="scan", disable=not show))
-    return learn_map(CoarseScans.of(grid, volumes, len(entries)), train)
+    return learn_map(read_coarse(train["cache_entry"].to_list(), show=show), train)
 
 
 def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
@@ -154,9 +169,9 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
     Returns:
         The map; the log tells its error, and warns if progress may follow a scanner.
     """
-    voxels, grid, fields = scans.voxels, scans.grid, scans.nuisance_fields()
+    grid, fields = scans.grid, scans.take_off_nuisance()
+    voxels = scans.voxels
     ids, codes = np.unique(train["subject"].to_numpy(str), return_inverse=True)
-    voxels -= (voxels @ fields) @ fields.T
     centred = _less_mean_of_subject(voxels, codes)
     years = _less_mean_of_subject(train[["visit_time"]].to_numpy(float), codes)[:, 0]
     ridge = _Ridge(centred @ centred.T, years, codes)
@@ -175,6 +190,18 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
     logger.log(logging.INFO if drift["alarm"] is False else logging.WARNING, "drift of progress: %s", drift["why"])
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
     return ProgressMap(weights.astype(np.float32), penalty, error, by_scan, drift)
+
+
+def read_coarse(entries: Sequence[str], *, show: bool = False) -> "CoarseScans":
+    """Read scans onto the coarse grid.
+
+    Args:
+        entries: N files of cached volumes of one shape.
+        show: a bar on stderr.
+    """
+    grid = CoarseGrid(load_volume(entries[0]).shape[:3])
+    volumes = (load_volume(entry)[..., 0] for entry in tqdm(entries, desc="progress", unit="scan", disable=not show))
+    return CoarseScans.of(grid, volumes, len(entries))
 
 
 # ---- The ridge ---------------------------------------------------------------------------------------
@@ -339,9 +366,12 @@ class CoarseScans:
             brain += grid.of_volume(volume != 0)
         return cls(grid, voxels, brain / number)
 
-    def nuisance_fields(self) -> np.ndarray:
-        """As `_nuisance_fields`, of the mean of the scans."""
-        return _nuisance_fields(self.voxels.mean(axis=0).reshape(self.grid.shape), self.brain.reshape(self.grid.shape))
+    def take_off_nuisance(self) -> np.ndarray:
+        """Take the nuisance fields of the scans' mean off the voxels, in place, and give the fields (V, K)."""
+        shape = self.grid.shape
+        fields = _nuisance_fields(self.voxels.mean(axis=0).reshape(shape), self.brain.reshape(shape))
+        self.voxels -= (self.voxels @ fields) @ fields.T
+        return fields
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -13,9 +13,13 @@ from training import loop
 from training.devices import Workers, join_training, start_tensorflow
 from training.features import feature_table
 from training.progress import LEAST_TEACHERS, MAP, ProgressMap, count_teachers, fit_progress
+from training.progress_folds import fit_progress_network
+from training.progress_network import ProgressNetwork
 from training.risk_sets import Scans
 from training.steps import Options
 from training.weights import load_weights
+
+ProgressModel = ProgressMap | ProgressNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ class Stage1:
         self.config = config
         self.workers: Workers | None = None
         self.model: keras.Model | None = None  # the network that was loaded last
-        self.progress: ProgressMap | None = None  # the map that was loaded with it; None: PROGRESS was off
+        self.progress: ProgressModel | None = None  # what was loaded with it; None: PROGRESS was off
 
     def join(self) -> Workers:
         """Make this process one of those that train; later calls give the same workers.
@@ -80,7 +84,7 @@ class Stage1:
         loop.train(model, scans, options, folder, workers=workers, save_seconds=save_seconds)
 
     def learn_progress(self, train: pd.DataFrame, folder: Path) -> None:
-        """Learn the map of progress, unless PROGRESS is off or it is there already; the folder keeps it.
+        """Learn progress, unless PROGRESS is off or it is there already; the folder keeps it.
 
         Where nobody can teach it there is none, and a warning says so.
 
@@ -88,12 +92,20 @@ class Stage1:
             train: the scans that it is learned from, with `cache_entry`.
             folder: of the training.
         """
-        if self.config.PROGRESS == "off" or not self.join().is_first or (folder / MAP).is_file():
+        workers = self.join()
+        if self.config.PROGRESS == "off" or not workers.is_first or (folder / MAP).is_file():
             return
         if count_teachers(train) < LEAST_TEACHERS:
             logger.warning("no progress: it is learned from two visits of %d subjects or more", LEAST_TEACHERS)
             return
-        fit_progress(train, show=True).save(folder / MAP)
+        learned: ProgressModel
+        if self.config.PROGRESS == "linear":
+            learned = fit_progress(train, show=True)
+        else:
+            own = workers if workers.num_workers == 1 else Workers()  # the other machines have done their part
+            options, backup = Options.of(self.config), folder / "backup"
+            learned = fit_progress_network(train, options, backup, workers=own, show=True)
+        learned.save(folder / MAP)
 
     def load(self, folder: Path) -> keras.Model:
         """Build the network with the weights that a training has left, and keep it as `model`, and its `progress`.
@@ -107,7 +119,8 @@ class Stage1:
         """
         self.model = self.build()
         load_weights(self.model, folder / loop.BEST_WEIGHTS)
-        self.progress = ProgressMap.load(folder / MAP) if (folder / MAP).is_file() else None
+        kind = ProgressNetwork if self.config.PROGRESS == "network" else ProgressMap
+        self.progress = kind.load(folder / MAP) if (folder / MAP).is_file() else None
         return self.model
 
     def features(self, table: pd.DataFrame, *, learned: bool = False) -> pd.DataFrame:

@@ -131,6 +131,15 @@ def test_the_map_is_linear_and_has_no_bias(tmp_path, brain):
     assert reverse == pytest.approx(-difference, abs=1e-6) and nothing == 0
 
 
+def test_volumes_in_memory_are_measured_as_files_are(tmp_path, brain):
+    table = write_scans(tmp_path, brain, num_subjects=4)
+    learned, entries = fit_progress(table), table["cache_entry"][:3]
+    volumes = np.stack([np.load(entry).astype(np.float32)[..., None] for entry in entries])
+    np.testing.assert_allclose(learned.of_volumes(volumes), learned(entries), atol=1e-5)
+    gradient = learned.gradient(volumes)
+    np.testing.assert_array_equal(gradient, np.stack([learned.weights[..., None]] * 3))
+
+
 def test_the_order_of_the_scans_does_not_matter(tmp_path, brain):
     table = write_scans(tmp_path, brain)
     shuffled = table.sample(frac=1, random_state=3)
