@@ -52,6 +52,20 @@ def measure(volume: np.ndarray, grid: Grid) -> Measured:
     return Measured(measure_extent(volume, grid), fingerprint(np.ascontiguousarray(volume).tobytes()))
 
 
+def brain_volumes(folder: Path, entries: Sequence[str]) -> np.ndarray:
+    """The size of the brains of a cache.
+
+    Args:
+        folder: of the cache.
+        entries: N files of volumes.
+    Returns:
+        (N,) mm^3 of voxels that are not 0, after registration and resizing; NaN where it is not known.
+    """
+    known = MeasuredVolumes(folder)
+    rows = [known.get(Path(entry)) for entry in entries]
+    return np.array([np.nan if row is None else row.extent.volume for row in rows])
+
+
 class MeasuredVolumes:
     """The table of a cache.
 
