@@ -5,6 +5,7 @@ The page is made from the run's folder alone. It says what the run does not have
 
 import base64
 import io
+import itertools
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from cohort.splits import PARTS
 from reporting import figures
+from reporting.change_section import change_section, draw_change
 from reporting.page_figures import draw_figures
 from reporting.page_models import model_tables, models_of, notes_of
 from reporting.run_folder import RunFolder
@@ -46,6 +48,7 @@ COHORT_FOLDER, COHORT_TITLE = "explained_cohort", "Many test subjects together"
 PIXELS_AN_INCH = 120  # of a figure on the page
 CURVES = {  # of the cross-validation
     "name": "cv_curves",
+    "section": "figures",
     "title": "Cross-validation: survival by thirds of risk",
     "caption": "Held-out subjects of all folds and repeats, in thirds of the T-LSTM's log-hazard at each landmark: the "
     "mean predicted survival (dashed) beside what was seen (Kaplan-Meier).",
@@ -77,7 +80,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
 
     Args:
         run: what the page shows.
-        drawn: its figures: `name, title, caption, width` (pixels) and `uri`, or None if the figure did not fit.
+        drawn: its figures: `name, title, caption, width` (pixels), `section` and `uri`, or None if it did not fit.
         inlined: takes the explanations' pictures.
     Returns:
         HTML.
@@ -92,6 +95,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
         models=(models := model_tables(run)),
         notes=notes_of(models),
         figures=drawn,
+        change=change_section(run, inlined),
         subjects=_subjects(run),
         explained=explained,
         left_out=inlined.left_out,
@@ -101,7 +105,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
 
 def _save_figures(run: RunFolder, inlined: "Inlined") -> Iterator[dict[str, Any]]:
     """Save every figure of the run; what the page needs of each."""
-    for shown in draw_figures(run):
+    for shown in itertools.chain(draw_figures(run), draw_change(run)):
         path = figures.save(shown.figure, run.folder / "figures", shown.name)
         yield {
             "name": shown.name,
@@ -109,6 +113,7 @@ def _save_figures(run: RunFolder, inlined: "Inlined") -> Iterator[dict[str, Any]
             "caption": shown.caption,
             "width": round(shown.figure.get_figwidth() * PIXELS_AN_INCH),
             "uri": inlined.uri(path),
+            "section": shown.section,
         }
     if (curves := run.folder / "cv" / "curves.png").is_file():
         with Image.open(curves) as picture:
