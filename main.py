@@ -274,12 +274,14 @@ class Pipeline:
         )
 
     def _measure_change(self, test: pd.DataFrame) -> dict[str, Any]:
-        """How well the test part's scans measure change, by what stage 1 gives and by the size of the brain."""
+        """How well the test part's scans measure change, by stage 1 and by the brain's size; where progress is read."""
         scans = self.cohort.parts["test"]
         volumes = brain_volumes(cache_folder(self.config), scans["cache_entry"].to_list())
         test = test.assign(brain_volume=test["scan"].map(dict(zip(scans["scan"], volumes, strict=True))))
         measures = [name for name in (change.MEASURE, "log_hazard", "brain_volume") if name in test]
-        return measure_change(test, measures, num_resamples=self.config.NUM_RESAMPLES, seed=self.config.SEED)
+        figures = measure_change(test, measures, num_resamples=self.config.NUM_RESAMPLES, seed=self.config.SEED)
+        evidence = self.folder / "explained_progress" / "metrics.json"
+        return figures | {"map": read_json(evidence) if self.record.is_done("explain") else {}}
 
 
 def evaluation_settings(config: Config) -> EvaluationSettings:

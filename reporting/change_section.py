@@ -11,7 +11,6 @@ from reporting import change_figures
 from reporting.page_figures import PageFigure
 from reporting.run_folder import RunFolder
 from reporting.words import MINUS, interval
-from runs.files import read_json
 from survival.change import TABLE
 from survival.change_metrics import OF_PAIRS, SHORT
 
@@ -95,7 +94,7 @@ def change_section(run: RunFolder, inlined: Inlines) -> dict[str, Any] | None:
         "rows": rows,
         "notes": notes,
         "words": words,
-        "map": _map(run.folder / FOLDER, inlined),
+        "map": _map(run.folder / FOLDER, figures["map"], inlined) if figures["map"] else None,
     }
 
 
@@ -172,6 +171,8 @@ def _about_rates(run: RunFolder) -> Iterator[str]:
         f"Level, rate and noise of every subject are in {TABLE}. A penalty pulls progress to 0, so its mean rate lies "
         "below 1: compare rates with each other, not with the calendar."
     )
+    if not run.metrics["change"]["map"]:
+        yield "Where progress is read is shown once the stage explain is done."
     if run.population is None:
         yield "No rates are given: the training subjects have too few visits to tell how rates differ."
     elif single := int((run.change["num_visits"] == 1).sum()):
@@ -179,11 +180,8 @@ def _about_rates(run: RunFolder) -> Iterator[str]:
 
 
 # ---- The map -----------------------------------------------------------------------------------------
-def _map(folder: Path, inlined: Inlines) -> dict[str, Any] | None:
+def _map(folder: Path, evidence: Mapping[str, Any], inlined: Inlines) -> dict[str, Any]:
     """The picture of where progress is read, the evidence in sentences, and the largest regions."""
-    evidence = read_json(folder / "metrics.json")
-    if not evidence:
-        return None
     regions = pd.read_csv(folder / "regions.csv").head(MOST_REGIONS)[["region", "attribution"]]
     return {
         "uri": inlined.uri(folder / "map.png"),

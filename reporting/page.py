@@ -218,8 +218,9 @@ def _reasons(metrics: Any) -> Iterator[str]:
 
 
 def _subjects(run: RunFolder) -> dict[str, Any]:
-    """A row for each prediction of stage 2: the subject, the landmark, the prediction, the outcome."""
+    """A row for each prediction of stage 2: the subject, the landmark, the prediction, its rate, the outcome."""
     years, rows = [], []
+    rates = {} if run.change is None else dict(zip(run.change["subject"], run.change["rate"], strict=True))
     for view in run.views.values():
         if view.predicted is None or view.stage2_test is None:
             continue
@@ -230,11 +231,12 @@ def _subjects(run: RunFolder) -> dict[str, Any]:
             {
                 **row,
                 "group": "high" if row["log_hazard"] > cut else "low",
+                "rate": rates.get(row["subject"], np.nan),
                 "risks": [1 - row[CURVE_COLUMN + year] for year in years],
             }
             for row in ordered.to_dict("records")
         ]
-    return {"years": years, "rows": rows}
+    return {"years": years, "rows": rows, "has_rates": bool(rates)}
 
 
 # ---- Explanations ----------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Lines:
     value: np.ndarray  # (N,) at the last visit
     s_tt: np.ndarray  # (N,) sum of squares of the years about their mean; 0 with one visit
     slope: np.ndarray  # (N,) by year; NaN with one visit
-    s_residual: np.ndarray  # (N,) sum of squares of the values about the line
+    s_residual: np.ndarray  # (N,) sum of squares of the values about the line; 0 below LEAST_FOR_NOISE visits
 
     @classmethod
     def of(cls, table: pd.DataFrame, column: str) -> "Lines":
@@ -53,7 +53,7 @@ class Lines:
             column: of the values, any unit.
         """
         by_subject = table[["visit_time", column]].astype(float).groupby(table["subject"], sort=False)
-        first, last = by_subject.first(), by_subject.last()
+        first, last, num_visits = by_subject.first(), by_subject.last(), by_subject.size().to_numpy()
         t, v = (table[name] - by_subject[name].transform("mean") for name in ("visit_time", column))
         sums = pd.DataFrame({"tt": t**2, "tv": t * v, "vv": v**2}).groupby(table["subject"], sort=False).sum()
         s_tt, s_tv, s_vv = sums.to_numpy().T
@@ -61,13 +61,13 @@ class Lines:
             slope = np.where(s_tt > 0, s_tv / s_tt, np.nan)
         return cls(
             sums.index.to_numpy(),
-            by_subject.size().to_numpy(),
+            num_visits,
             first["visit_time"].to_numpy(),
             last["visit_time"].to_numpy(),
             last[column].to_numpy(),
             s_tt,
             slope,
-            np.maximum(s_vv - np.nan_to_num(slope) * s_tv, 0.0),
+            np.where(num_visits < LEAST_FOR_NOISE, 0.0, np.maximum(s_vv - np.nan_to_num(slope) * s_tv, 0.0)),
         )
 
     @property
