@@ -52,9 +52,8 @@ def test_trials_of_that_size_succeed_in_80_of_100(rate_sd, noise):
 
 
 def test_the_size_is_of_the_median_subjects_visits():
-    table = pd.concat(
-        [schedule(150, [0, 0.5, 1]), schedule(100, [0, 1, 2, 3, 4], seed=1).replace("^s", "t", regex=True)]
-    )
+    longer = schedule(100, [0, 1, 2, 3, 4], seed=1).replace("^s", "t", regex=True)
+    table = pd.concat([schedule(150, [0, 0.5, 1]), longer])
     figures, moments = measure(table), Moments.of(Lines.of(table, "progress"), np.ones((1, 250)))
     size = trial_size(moments.mean, moments.rate_variance, moments.noise_variance, s_tt=0.5)
     assert figures["sample_size"]["value"] == pytest.approx(size[0])
@@ -123,15 +122,8 @@ def test_rates_that_change_lower_the_correlation_below_the_expected():
 def test_the_agreement_is_that_of_an_analysis_of_variance(rng):
     """Mean squares of a table of 2 columns, sum by sum."""
     slopes = rng.normal(size=(12, 1)) + rng.normal(scale=0.6, size=(12, 2)) + [0, 0.4]
-    table = pd.concat(  # visits at 0, 1, 2, 3: the halves' slopes are value[1] - value[0] and value[3] - value[2]
-        [
-            pd.DataFrame(
-                {"subject": f"s{row:02d}", "visit_time": [0.0, 1, 2, 3], "progress": [0, first, first, first + second]}
-            )
-            for row, (first, second) in enumerate(slopes)
-        ],
-        ignore_index=True,
-    )
+    table = schedule(12, [0, 1, 2, 3])
+    table["progress"] = np.concatenate([[0, first, first, first + second] for first, second in slopes])
     of_rows, of_columns, grand = slopes.mean(axis=1), slopes.mean(axis=0), slopes.mean()
     between = 2 * ((of_rows - grand) ** 2).sum() / 11
     columns = 12 * ((of_columns - grand) ** 2).sum()
@@ -215,9 +207,12 @@ def test_one_visit_tells_nothing_and_two_tell_no_noise():
     assert two["sample_size"]["value"] == pytest.approx(expected[0])
 
 
-@pytest.mark.parametrize("num_subjects", [1, 2])
-def test_few_subjects_give_no_numbers_that_are_none(num_subjects):
-    figures = measure(schedule(num_subjects, [0, 0.6, 1.3]))
-    assert figures["subjects"] == num_subjects
-    assert (figures["sample_size"]["value"] is None) == (num_subjects == 1)
-    assert figures["rate"]["mean"]["value"] is not None
+def test_one_subject_has_a_noise_and_no_spread():
+    figures = measure(schedule(1, [0, 0.6, 1.3]))
+    assert figures["sample_size"]["why"] == change_metrics.NO_VALUE == figures["rate"]["sd"]["why"]
+    assert figures["repeatability"]["within_sd"]["value"] > 0
+
+
+def test_two_subjects_have_every_figure():
+    figures = measure(schedule(2, [0, 0.6, 1.3]))
+    assert whys(figures) == set() and figures["subjects"] == 2
