@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,9 @@ from data import Cohort, load_volume
 from reporting.brains import write_mosaic, write_nifti
 from reporting.scene import make_scene
 from runs.files import write_json, written_whole
-from training.progress import ProgressMap, fit_progress
+
+if TYPE_CHECKING:
+    from training.progress import ProgressMap
 
 UNIT = "years of progress a year, per voxel"
 TITLE = f"Where progress is read: weights times the mean change of the training subjects, smoothed {SMOOTHING_MM:g} mm"
@@ -24,7 +26,7 @@ NUM_SHUFFLES = 100
 logger = logging.getLogger(__name__)
 
 
-def write_progress_map(folder: Path, cohort: Cohort, progress: ProgressMap, regions: Regions, *, seed: int) -> None:
+def write_progress_map(folder: Path, cohort: Cohort, progress: "ProgressMap", regions: Regions, *, seed: int) -> None:
     """Write where progress is read, unless it is there already.
 
     Args:
@@ -35,6 +37,8 @@ def write_progress_map(folder: Path, cohort: Cohort, progress: ProgressMap, regi
         regions: on the same grid.
         seed: of the shuffled visit times.
     """
+    from training.progress import fit_progress
+
     if (folder / "metrics.json").exists():
         return
     train, grid, weights = cohort.parts["train"], cohort.cache.grid, progress.weights
@@ -77,7 +81,7 @@ def _shuffle_visits(train: pd.DataFrame, rng: np.random.Generator) -> pd.DataFra
 
 
 def _evidence(
-    progress: ProgressMap, shuffled: ProgressMap, change: np.ndarray, brain: np.ndarray, cohort: Cohort
+    progress: "ProgressMap", shuffled: "ProgressMap", change: np.ndarray, brain: np.ndarray, cohort: Cohort
 ) -> dict[str, Any]:
     """Measures of the map, of its two factors, and of the map that was learned from shuffled visit times.
 

@@ -62,10 +62,10 @@ STAGES: dict[str, Stage] = {
             name="features",
             function="extract_features",
             needs=("cnn",),
-            makes=("features", "cnn/crossfit", "change.csv", "change.json"),
-            results=("features",),
+            makes=("features", "cnn/crossfit"),
+            results=("features/train.parquet", "features/val.parquet", "features/test.parquet"),
             settings=("CROSS_FIT",),
-            removes=("cnn/crossfit", "change.csv", "change.json"),
+            removes=("cnn/crossfit", "features/change.csv", "features/change.json"),
         ),
         Stage(
             name="tlstm",

@@ -22,7 +22,7 @@ from runs.errors import InputError
 from runs.files import read_json, write_json, written_whole
 
 MEASURE = "progress"  # the column that is measured for each subject
-TABLE, POPULATION_FILE = "change.csv", "change.json"  # in a run's folder
+TABLE, POPULATION_FILE = "features/change.csv", "features/change.json"  # in a run's folder
 LEAST_FOR_NOISE = 3  # visits of a subject whose distance from its own line tells of noise
 Z = float(stats.norm.ppf(0.975))  # of a 95 % interval
 RATES = ("rate", "rate_low", "rate_high")  # columns

@@ -45,7 +45,7 @@ def add_change(folder, parts, measures, evidence=None):
     """What the stages `features`, `explain` and `report` add to a run's folder."""
     if "progress" in measures:
         write_change(folder, parts)
-        (folder / "features").mkdir()
+        (folder / "features").mkdir(exist_ok=True)
         table = parts["test"].rename(columns={"subject": "subjectid"})
         table.to_parquet(folder / "features" / "test.parquet")
     figures = measure_change(parts["test"], measures, num_resamples=50, seed=0) | {"map": evidence or {}}

@@ -199,6 +199,7 @@ def test_without_rates_the_slopes_are_written_and_a_warning_says_so(parts, tmp_p
 
 @pytest.mark.parametrize("content", ['{"mean_rate": "fast"}', "{}", '{"mean_rate": 1.0, "noise": null}'])
 def test_a_damaged_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / POPULATION_FILE).parent.mkdir()
     (tmp_path / POPULATION_FILE).write_text(content)
     with pytest.raises(InputError, match=f"{POPULATION_FILE}: expected the training subjects' rates"):
         Population.load(tmp_path / POPULATION_FILE)
