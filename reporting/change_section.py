@@ -94,7 +94,7 @@ def change_section(run: RunFolder, inlined: Inlines) -> dict[str, Any] | None:
         "rows": rows,
         "notes": notes,
         "words": words,
-        "map": _map(run.folder / FOLDER, figures["map"], inlined) if figures["map"] else None,
+        "map": _map(run.folder / FOLDER, figures["map"], inlined),
     }
 
 
@@ -137,8 +137,7 @@ def _words(figures: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Halves: the slope of the first half of a subject's visits against that of the second, if each spans "
         f"{SHORT:g} years. With an odd number of visits both have the middle one, whose noise makes them disagree: "
-        "compare r with what it would be if every course were straight. From a later scan to an earlier one the change "
-        "has the other sign and exactly the same size, by construction."
+        "compare the correlation with what it would be if every course were straight."
     )
     if figures["years"] is not None:
         yield (
@@ -169,7 +168,8 @@ def _about_rates(run: RunFolder) -> Iterator[str]:
         return
     yield (
         f"Level, rate and noise of every subject are in {TABLE}. A penalty pulls progress to 0, so its mean rate lies "
-        "below 1: compare rates with each other, not with the calendar."
+        "below 1: compare rates with each other, not with the calendar. Each scan is measured alone, so the change "
+        "from a later scan to an earlier one is exactly as large, with the other sign."
     )
     if not run.metrics["change"]["map"]:
         yield "Where progress is read is shown once the stage explain is done."
@@ -180,8 +180,10 @@ def _about_rates(run: RunFolder) -> Iterator[str]:
 
 
 # ---- The map -----------------------------------------------------------------------------------------
-def _map(folder: Path, evidence: Mapping[str, Any], inlined: Inlines) -> dict[str, Any]:
-    """The picture of where progress is read, the evidence in sentences, and the largest regions."""
+def _map(folder: Path, evidence: Mapping[str, Any], inlined: Inlines) -> dict[str, Any] | None:
+    """The picture of where progress is read, the evidence in sentences, the largest regions; None: it is not there."""
+    if not evidence or not (folder / "map.png").is_file():
+        return None
     regions = pd.read_csv(folder / "regions.csv").head(MOST_REGIONS)[["region", "attribution"]]
     return {
         "uri": inlined.uri(folder / "map.png"),

@@ -236,7 +236,7 @@ def _subjects(run: RunFolder) -> dict[str, Any]:
             }
             for row in ordered.to_dict("records")
         ]
-    return {"years": years, "rows": rows, "has_rates": bool(rates)}
+    return {"years": years, "rows": rows, "has_rates": run.population is not None}
 
 
 # ---- Explanations ----------------------------------------------------------------------------------------

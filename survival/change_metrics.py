@@ -27,7 +27,7 @@ OF_PAIRS, OF_LINES = "short pairs", "lines"  # where the noise is from
 UNKNOWN = "it is not known of every visit"
 NO_RATE = "nobody has two visits"
 NO_NOISE = f"nobody has {LEAST_FOR_NOISE} visits or more"
-CONSTANT = "it is the same at all visits of each subject, as where one mask cuts out all brains: it can't show a change"
+CONSTANT = "it is the same at all visits of most subjects, as where one mask cuts out all brains, so it shows no change"
 NO_HALVES = f"fewer than two subjects have {LEAST_FOR_NOISE} visits whose halves span {SHORT:g} years"
 NO_MEAN = "infinite: the mean rate is 0"
 NO_VALUE = "too few subjects, or no spread between them"
@@ -60,7 +60,8 @@ class _Measured:
         if not (self.lines.s_tt > 0).any():
             return NO_RATE
         by_subject = self.table.groupby("subject")[self.column]
-        return CONSTANT if by_subject.min().equals(by_subject.max()) else None
+        is_constant = (by_subject.min() == by_subject.max())[by_subject.size() > 1]
+        return CONSTANT if is_constant.mean() > 0.5 else None
 
     @property
     def note(self) -> str | None:

@@ -78,7 +78,7 @@ def test_the_table_shows_the_figures_of_metrics_json(run):
     sizes = [f"{np.ceil(figures['sample_size'][name]['value']):.0f}" for name in ("progress", "log_hazard")]
     assert [cell.split("(")[0] for cell in shown.row("subjects an arm to see 25 % slowing")[1:]] == sizes
     assert "40 subjects, 40 of them with two visits or more" in shown.words
-    assert "Left out: brain volume, since it is the same at all visits of each subject" in shown.words
+    assert "Left out: brain volume, since it is the same at all visits of most subjects" in shown.words
 
 
 def test_where_progress_is_read_is_told_with_what_speaks_against_it(run):

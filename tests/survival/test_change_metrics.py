@@ -186,6 +186,7 @@ def whys(figures):
     [
         (lambda table: 1234567.1, change_metrics.CONSTANT),
         (lambda table: table.groupby("subject").ngroup() / 3, change_metrics.CONSTANT),
+        (lambda table: np.where(table.index == 5, 1499.9, 1500.0), change_metrics.CONSTANT),
         (lambda table: table["progress"].where(table.index != 4), change_metrics.UNKNOWN),
     ],
 )
