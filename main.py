@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from cohort import tables
+from cohort.measured import brain_volumes
 from cohort.splits import PARTS, split_folds
 from config import Config, read_config
 from data import cache_folder, preprocess_parts, read_parts
@@ -34,13 +35,15 @@ from runs.processes import exit_process, run_main, run_program
 from runs.record import Record
 from runs.stages import STAGES, Stage
 from runs.threads import fix_threads
+from survival import change
+from survival.change_metrics import measure_change
 from survival.cohort_words import log_cohort
 from survival.evaluation import evaluate_run, predict_all, read_predictions
 from survival.metrics import EvaluationSettings
 from survival.pooling import evaluate_folds
 from survival.screening import screen_columns
 from training import crossfit
-from training.progress import figures_of_progress
+from training.progress import ProgressMap, figures_of_progress
 
 if TYPE_CHECKING:  # TensorFlow is imported by the stages that need it: wrong settings and tables are told in a second
     from training.devices import Workers
@@ -150,7 +153,7 @@ class Pipeline:
         write_events(folder)
 
     def extract_features(self) -> None:
-        """Write the features and the log-hazard of every scan of every part."""
+        """Write the features and the log-hazard of every scan of every part, and every subject's change."""
         config = self.config
         self.stage1.load(self.folder / "cnn")
         features = {name: self.stage1.features(self.cohort.parts[name], learned=name == "train") for name in PARTS}
@@ -162,6 +165,8 @@ class Pipeline:
             write_events(folder)
         for name, table in features.items():
             tables.write_table(table, self.folder / "features" / f"{name}.parquet", time_unit=config.TIME_UNIT)
+        if change.MEASURE in features["train"]:
+            change.write_change(self.folder, features)
 
     def train_tlstm(self) -> None:
         """Stage 2, in a process of its own: TensorFlow holds a GPU until its process ends."""
@@ -169,9 +174,17 @@ class Pipeline:
         write_events(self.folder / "tlstm")
 
     def explain(self) -> None:
-        """Write SHAP and Grad-CAM of the chosen test scans, and the mean map of many test subjects."""
-        model = self.stage1.load(self.folder / "cnn")
-        Explanations(self.config, self.cohort, model, self.stage1.progress).write()
+        """Write SHAP and Grad-CAM of the chosen test scans, the mean map of many, and where progress is read."""
+        from reporting.progress_map import write_progress_map
+
+        model, progress = self.stage1.load(self.folder / "cnn"), self.stage1.progress
+        explanations = Explanations(self.config, self.cohort, model, progress)
+        explanations.write()
+        if isinstance(progress, ProgressMap):
+            folder = self.folder / "explained_progress"
+            write_progress_map(folder, self.cohort, progress, explanations.regions, seed=self.config.SEED)
+        elif progress is not None:
+            logger.info("where progress is read is shown for PROGRESS=linear alone")
 
     def report(self) -> None:
         """Evaluate every model on the same split, write the page, and print the table."""
@@ -182,7 +195,8 @@ class Pipeline:
         path = self.folder / "metrics.json"
         of_others = ("cv", "folds", *(("arms", "columns") if self.record.is_done("tlstm") else ()))
         lasting = {name: figures for name, figures in read_json(path).items() if name in of_others}
-        write_json(path, self._evaluate() | lasting)
+        features = _read_features(self.config, self.folder)
+        write_json(path, self._evaluate(features) | {"change": self._measure_change(features["test"])} | lasting)
         page = write_report(self.folder)
         print(closing_table(read_json(path)))
         print(f"\nEverything is in {self.folder}; begin with {page}")
@@ -256,22 +270,30 @@ class Pipeline:
         self.stage1.load(folder)
         return {name: self.stage1.features(parts[name]) for name in crossfit.LEARNED}
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, features: dict[str, pd.DataFrame]) -> dict[str, Any]:
         by_landmark = {}
         if self.config.LANDMARKS and self.record.is_done("tlstm"):  # not at each last visit, as the others predict
             by_landmark = {"landmarks": read_json(self.folder / "metrics.json").get("landmarks")}
         has_last_visits = self.record.is_done("tlstm") and not by_landmark
-        progress = {} if self.config.PROGRESS == "off" else {"progress": figures_of_progress(self.folder / "cnn")}
-        return (
-            by_landmark
-            | progress
-            | evaluate_run(
-                _read_features(self.config, self.folder),
-                read_predictions(self.folder / "tlstm" / "predictions.csv") if has_last_visits else None,
-                truth=self.cohort.truth_table(),
-                settings=evaluation_settings(self.config),
-            )
+        kind, folder = self.config.PROGRESS, self.folder / "cnn"
+        progress = {} if kind == "off" else {"progress": figures_of_progress(folder, kind)}
+        evaluated = evaluate_run(
+            features,
+            read_predictions(self.folder / "tlstm" / "predictions.csv") if has_last_visits else None,
+            truth=self.cohort.truth_table(),
+            settings=evaluation_settings(self.config),
         )
+        return by_landmark | progress | evaluated
+
+    def _measure_change(self, test: pd.DataFrame) -> dict[str, Any]:
+        """How well the test part's scans measure change, by stage 1 and by the brain's size; where progress is read."""
+        scans = self.cohort.parts["test"]
+        volumes = brain_volumes(cache_folder(self.config), scans["cache_entry"].to_list())
+        test = test.assign(brain_volume=test["scan"].map(dict(zip(scans["scan"], volumes, strict=True))))
+        measures = [name for name in (change.MEASURE, "log_hazard", "brain_volume") if name in test]
+        figures = measure_change(test, measures, num_resamples=self.config.NUM_RESAMPLES, seed=self.config.SEED)
+        evidence = self.folder / "explained_progress" / "metrics.json"
+        return figures | {"map": read_json(evidence) if self.record.is_done("explain") else {}}
 
 
 def evaluation_settings(config: Config) -> EvaluationSettings:

@@ -28,11 +28,12 @@ from config import Config, read_config
 from data import Preprocessing, build_cache, cache_folder
 from runs.errors import InputError, raise_if_any
 from runs.files import read_json, why_unwritable, written_whole
-from runs.manifest import RECORD, RunRecord, damage_lines, find_damage, read_record
+from runs.manifest import RECORD, FileEntry, RunRecord, damage_lines, find_damage, read_record
 from runs.processes import exit_process, run_main
 from runs.record import LEFT_BY, hash_results
 from runs.stages import BY_CONTENT
 from runs.threads import fix_threads
+from survival.change import MEASURE, POPULATION_FILE, RATES, Lines, Population
 from survival.cohort_words import log_cohort
 from survival.predictor import curve_years
 from survival.preparation import Preparation
@@ -42,6 +43,7 @@ FOR_THIS_PREDICTION = (
     *("OUTPUT_DIR", "PREDICT_CSV", "MRI_FOLDER", "DECIMAL", "SIMILAR_IDS"),
     *("CACHE_DIR", "NUM_WORKERS", "SCHEDULER", "MAX_HOURS"),
 )
+MOST_SHOWN = 5  # subjects whose rate is on the screen
 SHOWN = ("TIME_UNIT", "RESAMPLE", "MAX_VOXELS", "MRI_FOLDER")  # settings that say how the new table and scans are read
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,9 @@ def predict(asked: Config) -> Path:
     Args:
         asked: OUTPUT_DIR is the trained run; PREDICT_CSV the new scans; MRI_FOLDER, unless it is set, the run's.
     Returns:
-        The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…, out_of_range`
-        (what of a subject lies beyond the training subjects; empty: nothing).
+        The CSV: `subjectid, landmark` (years, the last visit), `log_hazard, survival_<t>…, attention_1…`; where the run
+        has progress, `rate, rate_low, rate_high` (years of progress a year, with a 95 % interval); `out_of_range` (what
+        of a subject lies beyond the training subjects; empty: nothing).
     Raises:
         InputError: no finished run, or not as it was; settings that contradict it; columns that its model needs are
             absent; scans that can't be used, or not of the run's space.
@@ -105,7 +108,8 @@ def _read_run(folder: Path) -> tuple[Config, Grid, Extent | None]:
     if not all(stage in stages and stages[stage]["done"] for stage in ("cnn", "tlstm")):
         raise InputError(f"OUTPUT_DIR: expected a finished run, found none in {folder}. Run main.py first.")
     try:
-        damage = find_damage(folder, stages["cnn"].get("files", {}) | stages["tlstm"].get("files", {}))
+        of_rates = {name: file for name, file in _files(record, "features").items() if name == POPULATION_FILE}
+        damage = find_damage(folder, _files(record, "cnn") | _files(record, "tlstm") | of_rates)
         raise_if_any(
             f"{folder} is not as its run left it", damage_lines(damage), "Run main.py again, which makes them anew."
         )
@@ -123,6 +127,12 @@ def _read_run(folder: Path) -> tuple[Config, Grid, Extent | None]:
         raise InputError(
             f"{folder / RECORD}: expected the record of a run, received another: {error!r}. Run main.py again."
         ) from error
+
+
+def _files(record: RunRecord, name: str) -> dict[str, FileEntry]:
+    """The files that a stage has left, by their path in the run's folder; none if it was not done."""
+    stages = record.get("stages", {})
+    return stages[name].get("files", {}) if name in stages else {}
 
 
 def _three(numbers: Any) -> tuple[float, float, float]:
@@ -220,17 +230,43 @@ def _features(config: Config, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _predict_table(config: Config, features: pd.DataFrame) -> pd.DataFrame:
-    """The predictions from a table of features, with what lies beyond training; that is said on the screen too."""
+    """The predictions from a table of features, with rates and what lies beyond training; both on the screen too."""
     from tlstm import load
 
     predictor = load(config.OUTPUT_DIR / "tlstm")
     predicted = predictor.predict(features, (), years=curve_years(config.HORIZONS))
+    if MEASURE in features:
+        rates = _rates(config.OUTPUT_DIR / POPULATION_FILE, features)
+        predicted = predicted.merge(rates, on="subject", validate="one_to_one")
     found = find_out_of_range(predictor, features)
     for line in lines_of(found, len(predicted)):
         logger.warning("out of range: %s", line)
     if found.empty:
         logger.info("nothing of the %d subjects lies beyond the training subjects", len(predicted))
     return predicted.assign(out_of_range=by_subject(found, predicted["subject"]))
+
+
+def _rates(path: Path, features: pd.DataFrame) -> pd.DataFrame:
+    """Each subject's rate of progress, as far as its visits and the training subjects tell it.
+
+    Args:
+        path: of what the training subjects tell; without the file there are no rates, and a warning says so.
+        features: of the new scans.
+    Returns:
+        `subject` and RATES, a row a subject.
+    """
+    lines = Lines.of(features, MEASURE)
+    if not path.is_file():
+        logger.warning("no rates of progress: the run's training subjects did not tell how rates differ (no %s)", path)
+        return pd.DataFrame({"subject": lines.subject}).assign(**dict.fromkeys(RATES, np.nan))
+    rates = Population.load(path).rates(lines).assign(subject=lines.subject)
+    for subject, rate, low, high in rates[["subject", *RATES]].head(MOST_SHOWN).itertuples(index=False):
+        logger.info("%s: rate %.2f (%.2f to %.2f) years of progress a year", subject, rate, low, high)
+    if len(rates) > MOST_SHOWN:
+        logger.info("… and the rates of %d more subjects", len(rates) - MOST_SHOWN)
+    if num_single := int((lines.num_visits == 1).sum()):
+        logger.info("%d of %d subjects have one visit: their rate is the training subjects'", num_single, len(rates))
+    return rates
 
 
 def main(arguments: list[str]) -> int:

@@ -17,6 +17,7 @@ from cohort.scans import EXAMPLES, MOST_ALIKE
 from runs.errors import InputError
 from runs.files import fingerprint, read_json, write_json
 
+MM3_A_ML = 1000.0
 TABLE = "measured.json"  # in the cache's folder
 VERSION = 1  # of what is measured; a change makes the table anew
 
@@ -50,6 +51,20 @@ def measure(volume: np.ndarray, grid: Grid) -> Measured:
         grid: of its voxels.
     """
     return Measured(measure_extent(volume, grid), fingerprint(np.ascontiguousarray(volume).tobytes()))
+
+
+def brain_volumes(folder: Path, entries: Sequence[str]) -> np.ndarray:
+    """The size of the brains of a cache.
+
+    Args:
+        folder: of the cache.
+        entries: N files of volumes.
+    Returns:
+        (N,) ml of voxels that are not 0 on the network's grid; NaN where it is not known.
+    """
+    known = MeasuredVolumes(folder)
+    rows = [known.get(Path(entry)) for entry in entries]
+    return np.array([np.nan if row is None else row.extent.volume / MM3_A_ML for row in rows])
 
 
 class MeasuredVolumes:

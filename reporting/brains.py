@@ -45,9 +45,10 @@ MOST_UNIT, MOST_METHOD = 16, 79  # bytes of a NIfTI header's fields intent_name 
 VIEWER_TITLE = "title of the viewer"  # holds the title's place in nilearn's page, which doesn't escape it
 BY_CHANCE = 3.3  # standard errors of a share of signs; chance alone exceeds them at one voxel in 1000
 LEGEND = (
-    "Red raises the log-hazard, blue lowers it; colours end at {limit:.2g}, the 99.5th percentile of |map| in the "
-    "brain, and are clear below {clear:.2g}. Left is the subject's left."
+    "{sign}; colours end at {limit:.2g}, the 99.5th percentile of |map| in the brain, and are clear below {clear:.2g}. "
+    "Left is the subject's left."
 )
+SIGN = "Red raises the log-hazard, blue lowers it"
 
 
 def save_explanation(
@@ -188,13 +189,14 @@ def _cut(text: str, most: int) -> str:
 
 
 @PLAIN
-def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
+def write_mosaic(path: str | Path, scene: Scene, title: str, sign: str = SIGN) -> Path:
     """Write slices of the three planes as PNG, one of each through the map's strongest voxel.
 
     Args:
         path: of the file, `.png`.
         scene: what is drawn; the slices are named by their place in mm.
         title: above the slices.
+        sign: what red and blue mean, in words.
     Returns:
         `path`.
     """
@@ -209,7 +211,7 @@ def write_mosaic(path: str | Path, scene: Scene, title: str) -> Path:
                 axes.text(x, 0.98, label, transform=axes.transAxes, color="white", ha="center", va="top", fontsize=9)
             axes.set_title(scene.place(plane, index), color="white", fontsize=8, y=0, pad=-10)
     figure.text(0.01, 0.95, shorten(title, MOST_OF_TITLE), color="white", fontsize=12)
-    legend = LEGEND.format(limit=scene.limit, clear=scene.clear * scene.limit)
+    legend = LEGEND.format(sign=sign, limit=scene.limit, clear=scene.clear * scene.limit)
     figure.text(0.01, 0.01, legend, color="0.75", fontsize=9)
     _add_colour_bar(figure, scene)
     with written_whole(path) as part:

@@ -5,6 +5,7 @@ The page is made from the run's folder alone. It says what the run does not have
 
 import base64
 import io
+import itertools
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from cohort.splits import PARTS
 from reporting import figures
+from reporting.change_section import change_section, draw_change
 from reporting.page_figures import draw_figures
 from reporting.page_models import model_tables, models_of, notes_of
 from reporting.run_folder import RunFolder
@@ -46,6 +48,7 @@ COHORT_FOLDER, COHORT_TITLE = "explained_cohort", "Many test subjects together"
 PIXELS_AN_INCH = 120  # of a figure on the page
 CURVES = {  # of the cross-validation
     "name": "cv_curves",
+    "section": "figures",
     "title": "Cross-validation: survival by thirds of risk",
     "caption": "Held-out subjects of all folds and repeats, in thirds of stage 2's log-hazard at each landmark: the "
     "mean predicted survival (dashed) beside what was seen (Kaplan-Meier).",
@@ -77,7 +80,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
 
     Args:
         run: what the page shows.
-        drawn: its figures: `name, title, caption, width` (pixels) and `uri`, or None if the figure did not fit.
+        drawn: its figures: `name, title, caption, width` (pixels), `section` and `uri`, or None if it did not fit.
         inlined: takes the explanations' pictures.
     Returns:
         HTML.
@@ -93,6 +96,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
         models=(models := model_tables(run)),
         notes=notes_of(models),
         figures=drawn,
+        change=change_section(run, inlined),
         subjects=_subjects(run),
         explained=explained,
         of_visits={name for scan in explained for name in scan["of_visits"]},
@@ -103,7 +107,7 @@ def render(run: RunFolder, drawn: list[dict[str, Any]], inlined: "Inlined") -> s
 
 def _save_figures(run: RunFolder, inlined: "Inlined") -> Iterator[dict[str, Any]]:
     """Save every figure of the run; what the page needs of each."""
-    for shown in draw_figures(run):
+    for shown in itertools.chain(draw_figures(run), draw_change(run)):
         path = figures.save(shown.figure, run.folder / "figures", shown.name)
         yield {
             "name": shown.name,
@@ -111,6 +115,7 @@ def _save_figures(run: RunFolder, inlined: "Inlined") -> Iterator[dict[str, Any]
             "caption": shown.caption,
             "width": round(shown.figure.get_figwidth() * PIXELS_AN_INCH),
             "uri": inlined.uri(path),
+            "section": shown.section,
         }
     if (curves := run.folder / "cv" / "curves.png").is_file():
         with Image.open(curves) as picture:
@@ -231,8 +236,9 @@ def _reasons(metrics: Any) -> Iterator[str]:
 
 
 def _subjects(run: RunFolder) -> dict[str, Any]:
-    """A row for each prediction of stage 2: the subject, the landmark, the prediction, the outcome."""
+    """A row for each prediction of stage 2: the subject, the landmark, the prediction, its rate, the outcome."""
     years, rows = [], []
+    rates = {} if run.change is None else dict(zip(run.change["subject"], run.change["rate"], strict=True))
     for view in run.views.values():
         if view.predicted is None or view.stage2_test is None:
             continue
@@ -243,11 +249,12 @@ def _subjects(run: RunFolder) -> dict[str, Any]:
             {
                 **row,
                 "group": "high" if row["log_hazard"] > cut else "low",
+                "rate": rates.get(row["subject"], np.nan),
                 "risks": [1 - row[CURVE_COLUMN + year] for year in years],
             }
             for row in ordered.to_dict("records")
         ]
-    return {"years": years, "rows": rows}
+    return {"years": years, "rows": rows, "has_rates": run.population is not None}
 
 
 # ---- Explanations ----------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class PageFigure:
     title: str
     caption: str
     figure: Figure
+    section: str = "figures"  # of the page, where it stands
 
     def of(self, view: str) -> "PageFigure":
         """The same figure as one of a view of the run."""

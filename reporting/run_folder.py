@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from pydantic import BaseModel, StringConstraints, TypeAdapter
 from typing_extensions import TypedDict
 
@@ -17,6 +18,7 @@ from runs.files import read_json
 from runs.manifest import RECORD, read_record, validated
 from runs.provenance import Provenance, differences
 from runs.table_record import TableRecord
+from survival.change import MEASURE, POPULATION_FILE, TABLE, Population
 
 LOGGED = re.compile(r"^\d{4}-\S+ \S+ (?:WARNING|ERROR|CRITICAL) (.*)$")  # a line of run.log
 EXPLAINED = ("metrics.json", "regions.csv")  # an explanation's last file is one of these: the pictures are there too
@@ -80,6 +82,9 @@ class RunFolder:
     cnn_history: pd.DataFrame | None  # of the training of stage 1, a row an epoch
     tlstm_history: pd.DataFrame | None  # of the training of stage 2, a row an epoch
     explained: list[Path]  # folders of the explained scans, and of the cohort
+    change: pd.DataFrame | None  # of every subject: subject, split, num_visits, level, rate, ... (years)
+    progress: pd.DataFrame | None  # of the test part: subject, visit_time (years), progress
+    population: Population | None  # what the training subjects tell of a subject's rate
     warnings: list[tuple[str, int]] | None  # of run.log, each with how often it was logged; None: there is no log
 
     @classmethod
@@ -107,6 +112,9 @@ class RunFolder:
             cnn_history=_read_table(folder / "cnn" / "history.csv"),
             tlstm_history=_read_table(folder / "tlstm" / "history.csv"),
             explained=_explained_folders(folder),
+            change=_read_table(folder / TABLE),
+            progress=_read_progress(folder / "features" / "test.parquet", time_unit),
+            population=Population.load(folder / POPULATION_FILE) if (folder / POPULATION_FILE).is_file() else None,
             warnings=_count_warnings(folder / "run.log"),
         )
 
@@ -190,6 +198,14 @@ def _read_table(path: Path, time_unit: TimeUnit = "years") -> pd.DataFrame | Non
     for name in table.columns.intersection(["visit_time", "time"]):
         table[name] = to_years(table[name], time_unit)
     return table
+
+
+def _read_progress(path: Path, time_unit: TimeUnit) -> pd.DataFrame | None:
+    """The visits of a feature table with their progress, in years; None if there is no table, or no progress in it."""
+    if not path.is_file() or MEASURE not in pq.read_schema(path).names:
+        return None
+    table = pd.read_parquet(path, columns=["subjectid", "visit_time", MEASURE]).rename(columns={"subjectid": "subject"})
+    return table.assign(visit_time=to_years(table["visit_time"], time_unit))
 
 
 def _explained_folders(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ class Stage:
     makes: tuple[str, ...]  # files and folders that it leaves in the run's folder
     settings: tuple[str, ...] = ()  # that its result depends on, besides those of the last stage in `needs`
     results: tuple[str, ...] = ()  # of these, files and folders that other stages read
-    removes: tuple[str, ...] = ()  # folders that are removed when it begins anew; a stopped stage goes on from them
+    removes: tuple[str, ...] = ()  # what is removed when it begins anew: what it may go on from, or not make this time
     always: bool = False  # done in every run that asks for it, finished or not
 
 
@@ -65,9 +65,9 @@ STAGES: dict[str, Stage] = {
             function="extract_features",
             needs=("cnn",),
             makes=("features", "cnn/crossfit"),
-            results=("features",),
+            results=("features/train.parquet", "features/val.parquet", "features/test.parquet"),
             settings=("CROSS_FIT",),
-            removes=("cnn/crossfit",),
+            removes=("cnn/crossfit", "features/change.csv", "features/change.json"),
         ),
         Stage(
             name="tlstm",
@@ -95,12 +95,12 @@ STAGES: dict[str, Stage] = {
             name="explain",
             function="explain",
             needs=("cnn", "tlstm"),
-            makes=("explain", "explained_cohort"),
+            makes=("explain", "explained_cohort", "explained_progress"),
             settings=(
                 *("EXPLAIN", "EXPLAIN_COHORT", "SAMPLE_INDEX", "SHAP_ENGINE", "SHAP_BACKGROUND_SIZE"),
                 *("SHAP_NSAMPLES", "SHAPLEY_BACKGROUND", "GRAD_CAM_LAYER", "HIRES_CAM_LAYER", "ATLAS"),
             ),
-            removes=("explain", "explained_cohort"),
+            removes=("explain", "explained_cohort", "explained_progress"),
         ),
         Stage(
             name="report",

@@ -60,16 +60,36 @@ def estimate(estimand: Estimand, resamples: np.ndarray) -> Estimate:
     Returns:
         `value, low, high`, each None if it is not a finite number; `why` if there is no finite value.
     """
-    value = np.nan if estimand.values is None else float(estimand.values(np.ones((1, resamples.shape[1])))[0])
-    if estimand.values is None or np.isnan(value):
-        return {"value": None, "low": None, "high": None, "why": estimand.why}
-    values = estimand.values(resamples)
+    if estimand.values is None:
+        return without_value(estimand.why)
+    value = float(estimand.values(np.ones((1, resamples.shape[1])))[0])
+    if np.isnan(value):
+        return without_value(estimand.why)
+    return with_interval(value, estimand.values(resamples), why=estimand.why, note=estimand.note)
+
+
+def without_value(why: str | None) -> Estimate:
+    """An estimate of what can't be estimated, and why."""
+    return {"value": None, "low": None, "high": None, "why": why}
+
+
+def with_interval(value: float, values: np.ndarray, *, why: str | None, note: str | None = None) -> Estimate:
+    """An estimate with the interval that its resamples give.
+
+    Args:
+        value: not NaN.
+        values: (R,) of the resamples; those that are NaN are left out, and a note says how many.
+        why: the reason if the value is infinite.
+        note: what else is to be known.
+    Returns:
+        As `estimate`.
+    """
     known = values[~np.isnan(values)]
     low, high = np.quantile(known, INTERVAL, method="inverted_cdf") if len(known) else (np.nan, np.nan)
     result: Estimate = {"value": finite_or_none(value), "low": finite_or_none(low), "high": finite_or_none(high)}
     if np.isinf(value):
-        result["why"] = estimand.why
-    notes = [estimand.note] if estimand.note else []
+        result["why"] = why
+    notes = [note] if note else []
     if len(known) < len(values):
         notes.append(f"{len(values) - len(known)} of {len(values)} resamples have no value and are left out")
     if np.isfinite(value) and np.isinf([low, high]).any():

@@ -105,6 +105,9 @@ def test_the_metrics_keep_their_contract(finished):
                 assert estimate["value"] is not None or estimate["why"]
     assert "cox_last_slope" in metrics["baselines"]
     assert metrics["oracle"]["longitudinal"]["value"] > 0.5
+    assert {"rate", "repeatability", "consistency", "sample_size", "map"} <= set(metrics["change"])
+    assert "one mask" in metrics["change"]["sample_size"]["brain_volume"]["why"]  # the simulation's, the same for all
+    assert metrics["change"]["rate"]["log_hazard"]["mean"]["value"] is not None
     assert set(metrics["columns"]) == {"used", "coded", "unused"} and metrics["columns"]["used"][0] == "log_hazard"
 
 

@@ -11,7 +11,9 @@ import pytest
 import predict
 import tlstm
 from config import Config
+from runs.manifest import list_files
 from runs.record import LEFT_BY, THE_INPUT, Record
+from survival.change import POPULATION_FILE, Population
 from survival.link import inner_folds
 
 WIDTH = 4
@@ -317,3 +319,77 @@ def test_a_run_of_an_earlier_version_predicts_and_says_what_it_cannot_know(rng, 
     pd.testing.assert_frame_equal(old.drop(columns="out_of_range"), expected.drop(columns="out_of_range"))
     assert old["out_of_range"].str.contains("saved without its training ranges").all()
     assert "saved without its training ranges" in caplog.text
+
+
+# ---- The rate of progress ----------------------------------------------------------------------------
+POPULATION = Population(mean_rate=0.7, mean_rate_error=0.02, rate_sd=0.4, noise=0.15, mean_level=0.1)
+
+
+def with_progress(monkeypatch, values):
+    """Stage 1 gives `progress` too, these numbers in the order of the scans."""
+    features = predict._features
+    monkeypatch.setattr(predict, "_features", lambda *arguments: features(*arguments).assign(progress=values))
+
+
+def finish_features(folder, population=POPULATION):
+    """What the stage `features` leaves in the folder and in the record."""
+    population.save(folder / POPULATION_FILE)
+    record = json.loads((folder / "config.json").read_text())
+    record["stages"]["features"] = {"done": True, "files": list_files(folder, [POPULATION_FILE])}
+    (folder / "config.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("gap", [0.5, 2.0])
+def test_a_new_subjects_rate_is_given_with_its_interval(rng, tmp_path, monkeypatch, caplog, gap):
+    """n1 grows by 1 over the gap, n2 has one visit: the training subjects' rate."""
+    caplog.set_level("INFO")
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng, visits=(0.0, gap))
+    csv.write_text("\n".join(csv.read_text().splitlines()[:-1]))
+    finish_features(folder)
+    with_progress(monkeypatch, [3.0, 4.0, 9.0])
+    assert run_here(folder, csv) == 0
+    table = predictions(folder)
+    share = 0.16 / (0.16 + 0.15**2 / (gap**2 / 2))
+    rate = 0.7 + share * (1 / gap - 0.7)
+    np.testing.assert_allclose(table["rate"].astype(float), [rate, 0.7])
+    reach = 1.959964 * np.sqrt([(1 - share) * 0.16 + (1 - share) ** 2 * 0.0004, 0.16 + 0.0004])
+    np.testing.assert_allclose(table["rate_high"].astype(float) - table["rate"].astype(float), reach, rtol=1e-6)
+    assert list(table.columns)[-4:] == ["rate", "rate_low", "rate_high", "out_of_range"]
+    assert f"n1: rate {rate:.2f} (" in caplog.text and "1 of 2 subjects have one visit" in caplog.text
+
+
+def test_without_what_the_training_subjects_tell_there_are_no_rates(rng, tmp_path, monkeypatch, caplog):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    csv = new_scans(tmp_path / "new.csv", rng)
+    with_progress(monkeypatch, [3.0, 4.0, 9.0, 9.5])
+    assert run_here(folder, csv) == 0
+    assert (predictions(folder)[["rate", "rate_low", "rate_high"]] == "").all(axis=None)
+    assert (
+        f"no rates of progress: the run's training subjects did not tell how rates differ (no {folder}" in caplog.text
+    )
+
+
+def test_a_run_without_progress_has_no_columns_of_rates(rng, tmp_path):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 0
+    assert "rate" not in predictions(folder).columns
+
+
+def test_a_population_that_was_changed_is_refused(rng, tmp_path, monkeypatch, capsys):
+    folder = trained_run(tmp_path / "o", rng, covariate=False, MRI_FOLDER=tmp_path / "mri")
+    finish_features(folder)
+    dataclasses.replace(POPULATION, noise=0.01).save(folder / POPULATION_FILE)
+    with_progress(monkeypatch, [3.0, 4.0, 9.0, 9.5])
+    assert run_here(folder, new_scans(tmp_path / "new.csv", rng)) == 2
+    assert f"{POPULATION_FILE}" in (message := capsys.readouterr().err) and "is not as its run left it" in message
+
+
+def test_many_new_subjects_are_not_all_on_the_screen(caplog, tmp_path):
+    caplog.set_level("INFO")
+    table = pd.DataFrame({"subject": np.repeat([f"n{row}" for row in range(8)], 2), "visit_time": [0.0, 1.0] * 8})
+    POPULATION.save(tmp_path / POPULATION_FILE)
+    rates = predict._rates(tmp_path / POPULATION_FILE, table.assign(progress=table["visit_time"]))
+    assert list(rates["subject"]) == [f"n{row}" for row in range(8)] and np.ptp(rates["rate"]) == 0
+    assert "n4: rate" in caplog.text and "n5: rate" not in caplog.text
+    assert "the rates of 3 more subjects" in caplog.text

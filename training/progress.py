@@ -114,19 +114,12 @@ class ProgressMap:
             ) from error
 
 
-def is_network(path: Path) -> bool:
-    """Whether a file of progress, if it can be read at all, holds a network instead of a map."""
-    try:
-        return "weights" not in np.load(io.BytesIO(path.read_bytes()))
-    except Exception:
-        return False
-
-
-def figures_of_progress(folder: Path) -> dict[str, Any]:
+def figures_of_progress(folder: Path, kind: str = "linear") -> dict[str, Any]:
     """What `metrics.json` tells of progress.
 
     Args:
         folder: of a training.
+        kind: PROGRESS of its run.
     Returns:
         `error`, as in `ProgressMap`, and what `find_drift` tells: `alarm` is None, and `why` says it, where there is no
         map, or one that an earlier version has learned, or a network in its place.
@@ -135,7 +128,7 @@ def figures_of_progress(folder: Path) -> dict[str, Any]:
     """
     if not (folder / MAP).is_file():
         return {"error": None, "alarm": None, "why": "Too few subjects have two visits: there is no progress."}
-    if is_network(folder / MAP):
+    if kind == "network":
         return {"error": None, "alarm": None, "why": "A drift is looked for in the map of PROGRESS=linear alone."}
     learned = ProgressMap.load(folder / MAP)
     unknown = {"alarm": None, "why": "The map is of an earlier version, which did not look for a drift."}
@@ -370,7 +363,7 @@ class CoarseScans:
         """Take the nuisance fields of the scans' mean off the voxels, in place, and give the fields (V, K)."""
         shape = self.grid.shape
         fields = _nuisance_fields(self.voxels.mean(axis=0).reshape(shape), self.brain.reshape(shape))
-        self.voxels -= (self.voxels @ fields) @ fields.T
+        np.subtract(self.voxels, (self.voxels @ fields) @ fields.T, out=self.voxels)
         return fields
 
 
