@@ -151,7 +151,7 @@ class Config(BaseSettings):
     """How the Cox loss treats tied event times."""
     VISIT_ORDER_WEIGHT: NotNegative = 4.0
     """Weight of the loss by which a subject's later scan should not look healthier than an earlier one; 0: off."""
-    PROGRESS: Literal["linear", "network", "off"] = "off"
+    PROGRESS: Literal["linear", "network", "off"] = "linear"
     """A second number for every scan, years along the course, learned from the times between a subject's own visits and
     no outcome: by a linear map of the volume; by a small network, which follows each subject's rate more closely and
     takes three times as long; off: none."""

@@ -52,7 +52,7 @@ def write_progress_map(folder: Path, cohort: Cohort, progress: "ProgressMap", re
     with written_whole(folder / "regions.csv") as part:
         sum_by_region(values, regions).to_csv(part, index=False)
     logger.info("progress is learned once more, with shuffled visit times: it should explain next to nothing then")
-    shuffled = fit_progress(_shuffle_visits(train, np.random.default_rng(seed)))
+    shuffled = fit_progress(_shuffle_visits(train, np.random.default_rng(seed)), tell=False)
     write_json(folder / "metrics.json", _evidence(progress, shuffled, change, mean != 0, cohort))
 
 

@@ -140,17 +140,28 @@ def count_teachers(train: pd.DataFrame) -> int:
     return int((train.groupby("subject").size() > 1).sum())
 
 
-def fit_progress(train: pd.DataFrame, *, show: bool = False) -> ProgressMap:
+def fit_progress(train: pd.DataFrame, *, show: bool = False, tell: bool = True) -> ProgressMap:
     """Learn the map from subjects whose outcomes are not asked for.
 
     Args:
         train: N scans with `subject, scan, visit_time` (years) and `cache_entry`, files of volumes of one shape;
             LEAST_TEACHERS subjects or more have two.
         show: a bar on stderr.
+        tell: log the error, and a warning if progress may follow a scanner.
     Returns:
         The map; O(N V + N^2) memory.
     """
-    return learn_map(read_coarse(train["cache_entry"].to_list(), show=show), train)
+    learned = learn_map(read_coarse(train["cache_entry"].to_list(), show=show), train)
+    if tell:
+        logger.info(
+            "progress: learned from %d subjects with two scans or more; penalty %g of %g to %g; of a left-out "
+            "subject's years between visits %.0f %% are explained",
+            *(count_teachers(train), learned.penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - learned.error)),
+        )
+        assert learned.drift is not None
+        level = logging.INFO if learned.drift["alarm"] is False else logging.WARNING
+        logger.log(level, "drift of progress: %s", learned.drift["why"])
+    return learned
 
 
 def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
@@ -160,7 +171,7 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
         scans: the N volumes; what a scanner may change is taken off their voxels in place.
         train: N scans, as for `fit_progress`; `cache_entry` is not read.
     Returns:
-        The map; the log tells its error, and warns if progress may follow a scanner.
+        The map.
     """
     grid, fields = scans.grid, scans.take_off_nuisance()
     voxels = scans.voxels
@@ -175,12 +186,6 @@ def learn_map(scans: "CoarseScans", train: pd.DataFrame) -> ProgressMap:
     if count_teachers(train) >= LEAST_AT_OWN_PACES and error < 1:  # else the paces' mean may not be above 0
         dual, left_out = ridge.solve_at_own_paces(penalty, products)
     weights = grid.to_volume(centred.T @ dual - fields @ (fields.T @ (centred.T @ dual)))
-    logger.info(
-        "progress: learned from %d subjects with two scans or more; penalty %g of %g to %g; of a left-out subject's "
-        "years between visits %.0f %% are explained",
-        *(count_teachers(train), penalty, PENALTIES[0], PENALTIES[-1], 100 * (1 - error)),
-    )
-    logger.log(logging.INFO if drift["alarm"] is False else logging.WARNING, "drift of progress: %s", drift["why"])
     by_scan = dict(zip(train["scan"].astype(str), left_out.tolist(), strict=True))
     return ProgressMap(weights.astype(np.float32), penalty, error, by_scan, drift)
 
