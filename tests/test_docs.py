@@ -165,7 +165,7 @@ def test_what_a_run_leaves_is_made_by_its_stages():
     made = {Path(name).parts[0] for stage in STAGES.values() for name in stage.makes} | BESIDE_THE_STAGES
     named = [name for cells in rows(section("README.md", "What a run leaves")) for name in cells[0].split("`")[1::2]]
     named.remove("outputs/")
-    assert {Path(name).parts[0] for name in named} == made - {"explained_cohort", "explained_progress"}
+    assert {Path(name).parts[0] for name in named} == made - {"explained_cohort"}
 
 
 @pytest.mark.parametrize(
