@@ -202,9 +202,10 @@ class Config(BaseSettings):
     """T-LSTMs trained side by side from different seeds; their log-hazards are averaged. A stack takes a multiple of
     five, each without a fifth of the subjects."""
     COMPONENTS: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 4)
-    """How many principal components may stand for the columns feature_<n>; validation chooses (0: none)."""
+    """How many principal components may stand for the columns feature_<n> (0: none); subjects that are held out weigh
+    or, with STAGE2=tlstm, choose."""
     PENALTIES: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    """Ridge penalties of the link that validation chooses from; more is smoother."""
+    """Ridge penalties that they weigh or choose from; more is smoother."""
     WINSORISE: NotNegative = 10.0
     """A covariate counts as no further beyond its quartiles than so many times the distance between them (training
     subjects; of its logarithm where that is taken), so that no single cell decides a model; 0: off. The log counts

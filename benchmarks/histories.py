@@ -34,6 +34,7 @@ TESTED = 460
 COLUMNS = ["x", "noise_1", "noise_2"]
 RIVALS_PENALTY = 0.01  # of lifelines; the rivals have six inputs
 EM_STEPS = 100
+NO_RANGE = (np.array(-np.inf), np.array(np.inf))
 YEARS = 3.0  # from the first visit to the last, at most
 NOISE = 0.3  # standard deviation of what is measured
 EFFECT = 1.3  # log-hazard for a standard deviation of what drives it
@@ -104,7 +105,9 @@ def draw(kind: str, num_subjects: int, visits: tuple[int, int], rng: np.random.G
 def last_and_slope(table: pd.DataFrame) -> np.ndarray:
     """(N, 6): each column's last value and least-squares slope, the mean one with one visit."""
     values = table[COLUMNS].to_numpy()
-    plain = Summaries(Summaries.fit(values, table).mean_slope, np.full(len(COLUMNS), 1e9), np.zeros(len(COLUMNS)))
+    plain = Summaries(
+        Summaries.fit(values, table).mean_slope, np.full(len(COLUMNS), 1e9), np.zeros(len(COLUMNS)), *NO_RANGE
+    )
     is_last = ~table["subject"].duplicated(keep="last").to_numpy()
     return np.concatenate([values, plain(values, table)[:, : len(NAMES) * len(COLUMNS) : len(NAMES)]], axis=1)[is_last]
 

@@ -102,6 +102,7 @@ class RunFolder:
         record = read_json(folder / RECORD)
         time_unit = (LOST_SETTINGS | record.get("settings", {}))["TIME_UNIT"]
         splits = {part: _read_table(folder / "splits" / f"{part}.csv", time_unit) for part in PARTS}
+        history = _read_table(folder / "tlstm" / "history.csv")
         return cls(
             folder=folder,
             record=record,
@@ -110,7 +111,7 @@ class RunFolder:
             predicted=_read_table(folder / "tlstm" / "predictions.csv"),
             predicted_by_visit=_read_table(folder / "tlstm" / "by_visit.csv"),
             cnn_history=_read_table(folder / "cnn" / "history.csv"),
-            tlstm_history=_read_table(folder / "tlstm" / "history.csv"),
+            tlstm_history=history if history is not None and len(history) else None,  # STAGE2=link trains nothing
             explained=_explained_folders(folder),
             change=_read_table(folder / TABLE),
             progress=_read_progress(folder / "features" / "test.parquet", time_unit),

@@ -212,6 +212,8 @@ def _choices_of_inputs(prepare: Preparation, is_read: np.ndarray) -> list[np.nda
 
 def _weights(log_hazards: np.ndarray, sets: RiskSets, num_events: int) -> np.ndarray:
     """(C,) weights of held-out log-hazards (C, R), which sum to 1, by their likelihood."""
-    losses = np.array([partial_likelihood_loss(of_one, sets) for of_one in log_hazards])
-    likelihood = np.exp(-num_events * (losses - losses.min()))
+    with np.errstate(all="ignore"):  # log-hazards too far apart for floats: such a model has no likelihood
+        losses = np.array([partial_likelihood_loss(of_one, sets) for of_one in log_hazards])
+    losses[~np.isfinite(losses)] = np.inf
+    likelihood = np.exp(-num_events * (losses - losses.min())) if np.isfinite(losses).any() else np.ones_like(losses)
     return likelihood / likelihood.sum()

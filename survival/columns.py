@@ -186,7 +186,7 @@ def _log_used(columns: Columns, table: pd.DataFrame) -> None:
         logger.log(
             logging.WARNING if are_own else logging.INFO,
             "%d columns are called feature_<n>, as stage 1's: their principal components replace them, as many of "
-            "COMPONENTS as validation chooses%s",
+            "COMPONENTS as held-out subjects prefer%s",
             *(len(image), ". If they are your own, give them other names, so that each is used" if are_own else ""),
         )
 

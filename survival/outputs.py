@@ -66,9 +66,9 @@ def merge_metrics(folder: Path, figures: Mapping[str, Any], *, beside: Collectio
 
     Args:
         folder: of the run.
-        figures: by name, as JSON has them.
+        figures: by name, as JSON has them; None: there are none, and former ones of this name are removed.
         beside: names of the other figures that stay there; None: all of them.
     """
     path = folder / "metrics.json"
     others = {name: value for name, value in read_json(path).items() if beside is None or name in beside}
-    write_json(path, others | dict(figures))
+    write_json(path, {name: value for name, value in (others | dict(figures)).items() if value is not None})

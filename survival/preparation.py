@@ -237,9 +237,10 @@ class Preparation:
             if array.shape != self.median.shape:
                 raise ValueError(f"fences: expected {len(self.median)} columns, received {array.shape}")
         if self.summaries is not None:
-            shapes = [array.shape for array in dataclasses.astuple(self.summaries)]
-            if shapes != [(num_values,)] * len(shapes) or len(self.summary.centre) != num_values * len(NAMES) + 1:
-                raise ValueError(f"summaries: expected {num_values} values, received {shapes}")
+            number = num_values * len(NAMES) + 1
+            shapes = [array.shape for array in (*dataclasses.astuple(self.summaries), self.summary.centre)]
+            if shapes != [(num_values,)] * 3 + [(number,)] * 3:
+                raise ValueError(f"summaries: expected {num_values} values, {number} summaries, received {shapes}")
         for array in (self.seen.low, self.seen.high, self.seen.spread) if self.seen is not None else ():
             if array.shape != (num_values,):
                 raise ValueError(f"seen: expected {num_values} columns, received {array.shape}")

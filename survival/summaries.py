@@ -25,12 +25,15 @@ class Summaries:
 
     A slope is that of the subject's least-squares line, shrunk to the training subjects' mean slope as far as its own
     visits are too few, too near or too noisy to tell: slope = mean + trust (S_tv - mean S_tt) / (trust S_tt + 1), where
-    trust is the variance of the true slopes over the variance about the subjects' own lines.
+    trust is the variance of the true slopes over the variance about the subjects' own lines. No summary lies beyond
+    those of the training subjects: two visits a day apart, or a value that had never changed, decide nothing.
     """
 
     mean_slope: np.ndarray  # (G,) by year
     trust: np.ndarray  # (G,) years^-2; 0: every slope is the mean
     log_spread: np.ndarray  # (G,) what a spread counts as before it is known
+    low: np.ndarray  # (Q,) the lowest of the training subjects
+    high: np.ndarray  # (Q,) the highest
 
     @classmethod
     def fit(cls, values: np.ndarray, table: pd.DataFrame) -> "Summaries":
@@ -46,13 +49,23 @@ class Summaries:
         s_tt, s_tv, s_vv = (sums[at_least_two] for sums in (history.s_tt, history.s_tv, history.s_vv))
         degrees = np.maximum(history.count[at_least_two] - 2, 0)
         if not at_least_two.any() or not degrees.any():
-            return cls(*(np.full(values.shape[1], fill) for fill in (0.0, 0.0, np.log(LEAST_VARIANCE) / 2)))
+            nothing = np.zeros(values.shape[1])
+            return cls._within_range(nothing, nothing, nothing + np.log(LEAST_VARIANCE) / 2, values, table)
         noise = np.maximum(s_vv - s_tv**2 / s_tt, 0).sum(axis=0) / degrees.sum()  # (G,)
         mean = s_tv.sum(axis=0) / s_tt.sum()
         # sum S_tt (slope - mean)^2 has the expectation sum (variance S_tt + noise) of N subjects
         variance = np.maximum(((s_tv - mean * s_tt) ** 2 / s_tt - noise).sum(axis=0) / s_tt.sum(), 0.0)
         known = history.log_spread()[is_last & (history.count >= LEAST_VISITS)]
-        return cls(mean, variance / np.maximum(noise, LEAST_VARIANCE), np.median(known, axis=0))
+        trust = variance / np.maximum(noise, LEAST_VARIANCE)
+        return cls._within_range(mean, trust, np.median(known, axis=0), values, table)
+
+    @classmethod
+    def _within_range(
+        cls, mean: np.ndarray, trust: np.ndarray, spread: np.ndarray, values: np.ndarray, table: pd.DataFrame
+    ) -> "Summaries":
+        """These estimates (G,) each, with the range of the training visits' summaries."""
+        unbound = cls(mean, trust, spread, np.array(-np.inf), np.array(np.inf))(values, table)
+        return cls(mean, trust, spread, unbound.min(axis=0), unbound.max(axis=0))
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> "Summaries":
@@ -72,7 +85,8 @@ class Summaries:
         spread = np.where((history.count >= LEAST_VISITS)[:, None], history.log_spread(), self.log_spread)
         recent = self._shrunk(gap * step / 2, gap**2 / 2)
         summaries = (slope, recent, *history.extremes(), history.mean, spread, *history.largest_step(step))
-        return np.concatenate([np.stack(summaries, axis=2).reshape(len(values), -1), np.log(history.count)[:, None]], 1)
+        all_of_them = [np.stack(summaries, axis=2).reshape(len(values), -1), np.log(history.count)[:, None]]
+        return np.clip(np.concatenate(all_of_them, axis=1), self.low, self.high)
 
     def _shrunk(self, s_tv: np.ndarray, s_tt: np.ndarray) -> np.ndarray:
         """(M, G) slopes of lines with these sums of squares (M, 1) and products (M, G)."""

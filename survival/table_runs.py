@@ -94,16 +94,16 @@ def stage2_figures(
         weights: of the arms in the stack.
         rivals: predicts at LANDMARKS with the linear rivals.
     Returns:
-        With LANDMARKS `landmarks`, else `tlstm` and `arms`; of a table of the user's the other models too, those of a
-        run of `main.py` are evaluated there.
+        With LANDMARKS `landmarks`, else `tlstm` and `arms` (None: no stack); of a table of the user's the other models
+        too, those of a run of `main.py` are evaluated there.
     """
     evaluation = EvaluationSettings(settings.HORIZONS, settings.NUM_RESAMPLES, settings.SEED)
     if settings.LANDMARKS:
         by_landmark = evaluate_landmarks(
             predicted, rivals(), settings.LANDMARKS, evaluation, arms=arms, weights=weights
         )
-        return {"landmarks": by_landmark}
-    of_arms = {"arms": evaluate_arms(arms, weights, evaluation)} if arms else {}
+        return {"landmarks": by_landmark, "arms": None}
+    of_arms = {"arms": evaluate_arms(arms, weights, evaluation) or None}
     if settings.FEATURES is None:
         return {"tlstm": evaluate_parts(predicted, evaluation), **of_arms}
     return evaluate_run(parts, predicted, evaluation, truth=None) | of_arms

@@ -21,7 +21,7 @@ from runs.files import write_json
 
 QUICK = "--TLSTM_EPOCHS=3 --NUM_SEEDS=2 --NUM_RESAMPLES=100 --HIDDEN=4".split()
 FOLDS = "--FOLDS=2 --LANDMARKS=0.5,1 --WINDOWS=2,1.5".split()
-MODELS = ("tlstm", "baseline_cox", "locf_cox", "linear_supermodel", "lstm")
+MODELS = ("tlstm", "baseline_cox", "locf_cox", "linear_supermodel", "link", "lstm")
 NUM_FITS = 2 * len(MODELS)
 OF_CV = ("cv/figures.csv", "cv/predictions.csv", "cv/history.csv", "cv/curves.png")
 
@@ -87,13 +87,15 @@ def test_a_run_leaves_its_record_and_page_and_prints_its_result(both):
     folder, single, _ = both
     assert {"config.json", "run.log", "metrics.json", "report.html", "figures/calibration.svg"} <= single["left"]
     assert {"splits/train.csv", "splits/val.csv", "splits/test.csv", "tlstm/predictions.csv"} <= single["left"]
-    assert set(single["metrics"]) == {"tlstm", "baselines", "columns"} and set(single["metrics"]["baselines"]) == {
-        "covariates"
-    }
+    assert set(single["metrics"]) == {"tlstm", "arms", "baselines", "columns"} and set(
+        single["metrics"]["baselines"]
+    ) == {"covariates"}
     for words in ("history (stage 2)", "covariates", "test subjects", f"Everything is in {folder / 'o'}; begin with"):
         assert words in single["out"]
     log = (folder / "o" / "run.log").read_text()
-    assert [log.count(line) for line in ("tlstm: begins", "link: ", "tlstm: done", "cv: begins", "cv: done")] == [1] * 5
+    assert [log.count(line) for line in ("tlstm: begins", "stack: ", "tlstm: done", "cv: begins", "cv: done")] == [
+        1
+    ] * 5
 
 
 def test_the_page_of_a_run_speaks_of_a_table(both):
@@ -117,7 +119,7 @@ def test_a_cross_validation_leaves_the_same_and_stands_beside_a_run(both):
     assert "tlstm - locf_cox" in cv["out"] and f"begin with {folder / 'o' / 'report.html'}" in cv["out"]
     assert "From year 0.5, over 2 years" in cv["page"] and 'id="cv_curves"' in cv["page"]
     assert "tlstm: LANDMARKS unset" in cv["page"]  # the settings below are those of the cross-validation
-    assert set(cv["metrics"]) == {"tlstm", "baselines", "cv", "columns"}
+    assert set(cv["metrics"]) == {"tlstm", "arms", "baselines", "cv", "columns"}
     assert set(cv["metrics"]["cv"]) == {"0.5+2", "1+1.5"}
     assert set(cv["metrics"]["cv"]["1+1.5"]) == {*MODELS, "difference"}
     assert set(cv["metrics"]["cv"]["1+1.5"]["difference"]) == set(MODELS) - {"tlstm"}
@@ -201,7 +203,8 @@ def test_the_record_of_a_scans_run_stays_as_it_is(rng, tmp_path):
     assert tlstm.main([f"--OUTPUT_DIR={tmp_path}", *QUICK]) == 0
     assert (tmp_path / "config.json").read_bytes() == record
     assert (
-        set(read(tmp_path / "metrics.json")) == {"cnn", "tlstm", "columns"} and not (tmp_path / "report.html").exists()
+        set(read(tmp_path / "metrics.json")) == {"cnn", "tlstm", "arms", "columns"}
+        and not (tmp_path / "report.html").exists()
     )
 
 

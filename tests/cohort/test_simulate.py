@@ -201,7 +201,7 @@ def test_the_effect_is_a_factor_of_what_one_scan_tells_too():
 @pytest.mark.parametrize("history", [History(visits=(1, 1)), History("accelerating", (1, 2))])
 def test_a_cohort_with_single_visits_is_one(history, tmp_path):
     simulate.write_cohort(tmp_path / "cohort", num_subjects=4, history=history, jobs=1)
-    table = tables.read_cohort(tmp_path / "cohort" / "cohort.csv", mri_folder="unused")
+    table, _ = tables.read_cohort(tmp_path / "cohort" / "cohort.csv", mri_folder="unused")
     assert table["subject"].nunique() == 4 and table.groupby("subject").size().min() == 1
     assert len(list((tmp_path / "cohort" / "mri").iterdir())) == len(table)
     last = tables.last_visits(table)

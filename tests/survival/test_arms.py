@@ -7,6 +7,7 @@ from arm_samples import cohort, fit, predict, settings
 
 from survival import arms as arms_module
 from survival.arms import ARMS
+from survival.cox import risk_sets
 from survival.preparation import Preparation
 
 
@@ -120,3 +121,11 @@ def test_landmarks_of_a_grid_are_strata():
     assert held_out.log_hazards.shape == predict(arms, table, grid).shape == (len(held_out.data.landmarks), len(ARMS))
     assert set(held_out.data.landmarks.stratum) == {0, 1, 2}
     assert held_out.num_events <= table.groupby("subject")["event"].first().sum()
+
+
+def test_a_model_whose_log_hazards_no_float_can_compare_has_no_weight():
+    rng = np.random.default_rng(10)
+    risk = rng.normal(size=50)
+    sets = risk_sets(rng.exponential(np.exp(-risk)), np.ones(50, bool))
+    weights = arms_module._weights(np.stack([risk, 1e6 * risk, -1e6 * risk]), sets, 50)
+    assert np.isfinite(weights).all() and weights[0] > 0.999

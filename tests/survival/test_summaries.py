@@ -69,7 +69,9 @@ def test_a_shrunken_slope_is_nearer_to_the_true_one():
     rng = np.random.default_rng(3)
     table, values = visits_of(rng, num_subjects=500, most=3, noise=0.8)
     slopes = Summaries.fit(values, table)(values, table)[:, 0]
-    plain = Summaries(np.zeros(2), np.full(2, 1e9), np.zeros(2))(values, table)[:, 0]
+    plain = Summaries(np.zeros(2), np.full(2, 1e9), np.zeros(2), np.array(-np.inf), np.array(np.inf))(values, table)[
+        :, 0
+    ]
     truth = np.random.default_rng(3)
     true = []
     for _ in range(500):  # drawn as in visits_of
@@ -88,3 +90,12 @@ def test_histories_that_tell_no_slope_give_the_mean(visits):
     summaries = Summaries.fit(values, table)
     assert np.isfinite(summaries(values, table)).all()
     assert (summaries(values, table)[:, 0] == summaries.mean_slope[0]).all()
+
+
+def test_no_summary_lies_beyond_the_training_subjects():
+    table, values = visits_of(np.random.default_rng(4))
+    summaries = Summaries.fit(values, table)
+    inside = summaries(values, table)
+    far = pd.DataFrame({"subject": ["z", "z", "z"], "visit_time": [0.0, 1e-6, 30.0]})
+    beyond = summaries(np.array([[0.0, 0.0], [50.0, -50.0], [1e6, 1e6]]), far)
+    assert (beyond >= inside.min(axis=0)).all() and (beyond <= inside.max(axis=0)).all()
