@@ -70,6 +70,9 @@ def digests(folder):
 def results(folder):
     """What two runs of the same settings must have alike, bit for bit: all but timings."""
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in RESULTS}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics.get("change", {}).pop("map", None)  # of the stage explain, which a run may leave out
+    found["metrics.json"] = json.dumps(metrics)
     for stage in ("cnn", "tlstm"):
         history = pd.read_csv(folder / stage / "history.csv").drop(columns="seconds", errors="ignore")
         found[f"{stage}/history.csv"] = history.to_csv()

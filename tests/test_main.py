@@ -67,7 +67,7 @@ def test_every_scan_of_every_subject_has_features(finished):
         split = pd.read_csv(folder / "splits" / f"{part}.csv")
         assert list(table["imageid"]) == list(split["imageid"])
         assert abs(table["subjectid"].nunique() - num_subjects) <= 1 and len(table) == 3 * table["subjectid"].nunique()
-        columns = ["subjectid", "imageid", "visit_time", "time", "convert_status", "log_hazard"]
+        columns = ["subjectid", "imageid", "visit_time", "time", "convert_status", "log_hazard", "progress"]
         assert list(table.columns) == columns + [f"feature_{number}" for number in range(1, 33)]
         assert np.isfinite(table["log_hazard"]).all()
 
