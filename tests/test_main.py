@@ -341,10 +341,9 @@ def test_stage_2_alone_works_in_the_folder_of_a_run(finished, tmp_path):
 @pytest.mark.parametrize("setting", ["linear", "off"])
 def test_the_metrics_tell_of_progress_where_there_is_any(tmp_path, monkeypatch, setting):
     monkeypatch.setattr(main, "evaluate_run", lambda *_, **__: {"cnn": {}})
-    monkeypatch.setattr(main, "_read_features", lambda *_: {})
     pipeline = main.Pipeline(Config(OUTPUT_DIR=tmp_path, PROGRESS=setting))
     pipeline.record = SimpleNamespace(is_done=lambda _: False)
     pipeline.cohort = SimpleNamespace(truth_table=lambda: None)
-    figures = pipeline._evaluate()
+    figures = pipeline._evaluate({})
     assert figures["cnn"] == {} and ("progress" in figures) == (setting == "linear")
     assert figures.get("progress", {}).get("alarm") is None
