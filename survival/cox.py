@@ -141,12 +141,15 @@ def _weigh(log_hazard: np.ndarray, sets: RiskSets) -> tuple[float, np.ndarray, n
     Returns:
         The mean loss per event; (R,) exp(eta_j), scaled so that the largest of a stratum is 1; (E,) their sums over
         R_i less f_i times their sums over D_i; (R,) each row's weight, summed over the events at which it is at risk.
+        The loss is infinite, and all else NaN, where floats can't hold what some R_i weighs beside its stratum.
     """
     largest = np.repeat(np.maximum.reduceat(log_hazard, sets.bounds[:-1]), np.diff(sets.bounds))  # of each stratum
     weight = np.exp(log_hazard - largest)
     tied = weight[sets.event]  # (E,)
     tied_share = sets.fraction * np.bincount(sets.tie, tied, sets.num_ties)[sets.tie]  # f_i sum_D exp(eta_k)
     at_risk = _running_sum(weight, sets.bounds)[sets.last] - tied_share
+    if not (at_risk > 0).all():
+        return np.inf, *(np.full_like(part, np.nan) for part in (weight, at_risk, weight))
     loss = (np.log(at_risk) + largest[sets.event] - log_hazard[sets.event]).mean()
     summed = np.append(_running_sum_from_the_end(1 / at_risk, sets.event_bounds), 0.0)
     end_of_stratum = np.repeat(sets.event_bounds[1:], np.diff(sets.bounds))
@@ -170,8 +173,8 @@ def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float, start: np.ndar
     coefficients = np.zeros(inputs.shape[1])
     if len(sets.event) == 0:
         return coefficients
-    if start is not None:
-        coefficients = start.copy()
+    if start is not None and np.isfinite(cox_derivatives(start, inputs, sets)[0]):
+        coefficients = start
 
     def penalised(beta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Loss, gradient and Hessian with the ridge's penalty."""

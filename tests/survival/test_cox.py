@@ -74,3 +74,14 @@ def test_wrong_arguments_are_named():
         cox.risk_sets(np.ones(3), np.ones(4, bool))
     with pytest.raises(ValueError, match="efron"):
         cox.risk_sets(np.ones(3), np.ones(3, bool), None, "exact")  # type: ignore[arg-type]
+
+
+def test_a_step_too_far_is_no_better(rng):
+    """Log-hazards that floats can't weigh have an infinite loss, so that a search turns back from them."""
+    inputs = rng.normal(size=(60, 40))
+    sets = cox.risk_sets(rng.exponential(np.exp(-3 * inputs[:, 0])), rng.random(60) < 0.3)
+    assert cox.partial_likelihood_loss(1e4 * inputs[:, 0], sets) == np.inf
+    coefficients = cox.ridge_cox(inputs, sets, 1e-6, start=np.full(40, 50.0))
+    assert np.isfinite(coefficients).all()
+    begin, end = (cox.partial_likelihood_loss(inputs @ beta, sets) for beta in (np.zeros(40), coefficients))
+    assert end < begin
