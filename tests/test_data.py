@@ -626,7 +626,7 @@ def test_every_setting_of_the_simulation_has_a_cohort_of_its_own(tmp_path):
 
 def test_the_embedded_cohort_has_the_history_that_is_asked_for(tmp_path):
     changes = {"SIM_SUBJECTS": 16, "SIM_VISITS": (1, 4), "SIM_HISTORY": "highest", "NUM_WORKERS": 1}
-    parts = data.read_parts(Config(OUTPUT_DIR=tmp_path, TEST_RATIO=0.34, VAL_TRAIN_RATIO=0.5, **changes))
+    parts, _ = data.read_parts(Config(OUTPUT_DIR=tmp_path, TEST_RATIO=0.34, VAL_TRAIN_RATIO=0.5, **changes))
     (path,) = tmp_path.glob("simulated/*/truth.csv")
     table, truth = pd.concat(parts.values()).set_index("scan"), pd.read_csv(path).set_index("imageid")
     drawn = simulate.draw_truth(16, history=History("highest", (1, 4))).set_index("imageid")
