@@ -1,6 +1,6 @@
 """Every setting of the pipeline: edit a default here, or override it for one run.
 
-    python main.py                         the embedded cohort: about 3 minutes on 2 cores
+    python main.py                         the embedded cohort: about 4 minutes on 2 cores
     python main.py --EPOCHS 3 --SEED 1     other values, for this run only
     python main.py --help                  this list
     python main.py --version               of the project
