@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
 from survival.arms import ARMS, Arms, HeldOut
 from survival.boosting import BoostedCox
@@ -45,6 +44,8 @@ def stack_arms(held_out: np.ndarray, sets: RiskSets, num_events: int) -> Weights
         The weights. An arm of which more would be better than all has a weight above 1: the scale of the risk is
         learned too.
     """
+    from scipy.optimize import minimize  # slow to import
+
     first = np.eye(held_out.shape[1])[0]
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
