@@ -324,11 +324,11 @@ def fit(
     """
     if settings.stage2 != "tlstm":
         rows = cut_at_landmarks(table, Visits.of(table), grid)
-        if (num_events := len(np.unique(rows.subject[rows.event]))) >= LEAST_EVENTS:
+        if rows.num_events >= LEAST_EVENTS:
             return _fit_arms(table, validation, columns, grid=grid, settings=settings, progress=progress)
         epochs = settings.epochs if settings.stage2 == "stack" else 0
         message = "%d subjects with an event, fewer than %d: too few to weigh the arms, so validation chooses one link"
-        logger.warning(message, num_events, LEAST_EVENTS)
+        logger.warning(message, rows.num_events, LEAST_EVENTS)
         settings = dataclasses.replace(settings, stage2="tlstm", epochs=epochs)
     return _fit_corrected_link(table, validation, columns, grid=grid, settings=settings, progress=progress)
 

@@ -55,12 +55,6 @@ class HeldOut:
     sets: RiskSets  # of its R rows
     ties: Ties  # how these treat tied events
 
-    @property
-    def num_events(self) -> int:
-        """The subjects with an event; a subject that has several rows counts once."""
-        rows = self.data.landmarks
-        return len(np.unique(rows.subject[rows.event]))
-
 
 def fit_arms(
     table: pd.DataFrame,
@@ -103,7 +97,7 @@ def fit_arms(
             held_out[name][:, fold[rows.subject]] = log_hazards
     draft = HeldOut(folds, np.empty((len(rows), 0)), data, landmark_sets(rows, settings.ties), settings.ties)
     link, held_link = _weigh_families(whole, held_out["link"], draft, judges)
-    weights = _weights(held_out["rich_link"], draft.sets, draft.num_events)
+    weights = _weights(held_out["rich_link"], draft.sets, rows.num_events)
     num_trees = int(np.argmin([partial_likelihood_loss(of_one, draft.sets) for of_one in held_out["boosted"]]))
     arms = Arms(whole.prepare, link, weights @ whole.rich_link, whole.boosted.first(TREES_APART * (num_trees + 1)))
     of_arms = (held_link, weights @ held_out["rich_link"], held_out["boosted"][num_trees])
@@ -120,15 +114,14 @@ def _weigh_families(
     coefficients, log_hazards = [], []
     for number in np.unique(whole.family):
         of_family = whole.family == number
-        weights = _weights(held_out[of_family], all_rows.sets, all_rows.num_events)
+        weights = _weights(held_out[of_family], all_rows.sets, all_rows.data.landmarks.num_events)
         coefficients.append(weights @ whole.link[of_family])
         log_hazards.append(weights @ held_out[of_family])
     by_family, judged = np.stack(log_hazards), judges[all_rows.data.landmarks.subject]
     if not judged.any():
         judged = np.ones_like(judged)
     rows = all_rows.data.landmarks[judged]
-    num_events = len(np.unique(rows.subject[rows.event]))
-    weights = _weights(by_family[:, judged], landmark_sets(rows, all_rows.ties), num_events)
+    weights = _weights(by_family[:, judged], landmark_sets(rows, all_rows.ties), rows.num_events)
     return weights @ np.stack(coefficients), weights @ by_family
 
 
@@ -212,8 +205,6 @@ def _choices_of_inputs(prepare: Preparation, is_read: np.ndarray) -> list[np.nda
 
 def _weights(log_hazards: np.ndarray, sets: RiskSets, num_events: int) -> np.ndarray:
     """(C,) weights of held-out log-hazards (C, R), which sum to 1, by their likelihood."""
-    with np.errstate(all="ignore"):  # log-hazards too far apart for floats: such a model has no likelihood
-        losses = np.array([partial_likelihood_loss(of_one, sets) for of_one in log_hazards])
-    losses[~np.isfinite(losses)] = np.inf
+    losses = np.array([partial_likelihood_loss(of_one, sets) for of_one in log_hazards])
     likelihood = np.exp(-num_events * (losses - losses.min())) if np.isfinite(losses).any() else np.ones_like(losses)
     return likelihood / likelihood.sum()

@@ -43,9 +43,9 @@ class Trained:
     history: pd.DataFrame | None = None  # of the training, a row an epoch
 
     @classmethod
-    def of(cls, predictor: Predictor, history: pd.DataFrame) -> "Trained":
-        """Take a predictor of stage 2 with the history of its training, a row an epoch."""
-        known = history if len(history) else None
+    def of(cls, predictor: Predictor, history: pd.DataFrame | None = None) -> "Trained":
+        """Take a predictor of stage 2 with the history of its training, a row an epoch; None or empty: it has none."""
+        known = history if history is not None and len(history) else None
         return cls(lambda visits, landmark, years: predictor.predict(visits, (landmark,), years=years), known)
 
 
@@ -64,8 +64,7 @@ class LastFit:
         """An arm of the last predictor; None: it has no such arm, or was fitted to another table."""
         if self.predictor is None or self.train is not train or name not in self.predictor.arms:
             return None
-        arm = self.predictor.arms[name]
-        return Trained(lambda visits, landmark, years: arm.predict(visits, (landmark,), years=years))
+        return Trained.of(self.predictor.arms[name])
 
 
 Model = Callable[[pd.DataFrame, np.ndarray], Trained]  # fits: visits of N subjects, (S, N) bool validation

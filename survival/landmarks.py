@@ -94,6 +94,11 @@ class Landmarks:
     def __len__(self) -> int:
         return len(self.subject)
 
+    @property
+    def num_events(self) -> int:
+        """The subjects with an event; one that has several rows counts once."""
+        return len(np.unique(self.subject[self.event]))
+
 
 def cut_at_landmarks(table: pd.DataFrame, visits: Visits, grid: Sequence[float] = ()) -> Landmarks:
     """Cut every history at each landmark at which its subject is still event-free.

@@ -147,7 +147,7 @@ def fit_stack(
         return draft.calibrated_on(log_hazards @ weights.of_arms, rows, ties=held_out.ties, recalibrate=recalibrate)
 
     alone = {name: calibrated(Weights(row, 0.0)) for name, row in zip(ALL_ARMS, np.eye(len(ALL_ARMS)), strict=True)}
-    whole = calibrated(stack_arms(log_hazards, held_out.sets, held_out.num_events))
+    whole = calibrated(stack_arms(log_hazards, held_out.sets, rows.num_events))
     return dataclasses.replace(whole, arms=alone)
 
 

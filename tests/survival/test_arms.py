@@ -120,7 +120,7 @@ def test_landmarks_of_a_grid_are_strata():
     arms, held_out = fit(table, grid=grid)
     assert held_out.log_hazards.shape == predict(arms, table, grid).shape == (len(held_out.data.landmarks), len(ARMS))
     assert set(held_out.data.landmarks.stratum) == {0, 1, 2}
-    assert held_out.num_events <= table.groupby("subject")["event"].first().sum()
+    assert held_out.data.landmarks.num_events <= table.groupby("subject")["event"].first().sum()
 
 
 def test_a_model_whose_log_hazards_no_float_can_compare_has_no_weight():
