@@ -183,7 +183,7 @@ def _caveats_on_stage2(run: RunFolder, test: dict[str, Any]) -> Iterator[str]:
             f"Another model does better: the highest C-index of the test part, {best['c_index']['value']:.3f}, is that "
             f"of {best['name']}; that of stage 2 is {interval(test['c_index'], 3)}."
         )
-    if run.metrics.get("arms", {}).get("tlstm", {}).get("weight") == 0:
+    if run.has_idle_network:
         yield "The T-LSTM has no weight in the stack: what it attends to decides nothing, so it is not shown."
     for year, calibration in test["calibration"].items():
         slope = calibration["slope"]

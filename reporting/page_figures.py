@@ -21,7 +21,7 @@ CAPTIONS = {
     "cohort_of_visits": "Subjects, not visits, are split. A row that cannot be used stops a run.",
     "training": (
         "Dashed: the epoch whose weights were kept, of one scan the one that KEEP_EPOCH asks for, of the "
-        "history that with the lowest validation loss (mean of the seeds; epoch 0 is the linear link alone). "
+        "history that with the lowest validation loss (mean of the seeds; epoch 0 is before any step). "
         "A loss depends on how many subjects it is over: compare the course of two, not their height."
     ),
     "risk_groups": (
@@ -96,8 +96,7 @@ def _test_figures(run: RunFolder, test_metrics: dict[str, Any]) -> Iterator[Page
     by_visit = test if run.predicted_by_visit is None else run.predicted_by_visit
     figure = figures.individuals(by_visit, run.visit_times("test"))
     yield PageFigure("individuals", "Four subjects", CAPTIONS["individuals"], figure)
-    has_weight = run.metrics.get("arms", {}).get("tlstm", {}).get("weight", 1.0) > 0
-    if has_weight and any(name.startswith(figures.ATTENTION_COLUMN) for name in test.columns):
+    if not run.has_idle_network and any(name.startswith(figures.ATTENTION_COLUMN) for name in test.columns):
         yield PageFigure("attention", "Attention", CAPTIONS["attention"], figures.attention(test, cut))
 
 

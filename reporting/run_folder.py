@@ -167,6 +167,11 @@ class RunFolder:
         metrics = {"tlstm": figures, **{name: figures.get(name, {}) for name in ("baselines", "arms")}}
         return replace(self, metrics=metrics, predicted=predicted, predicted_by_visit=None)
 
+    @property
+    def has_idle_network(self) -> bool:
+        """Whether stage 2 is a stack in which the T-LSTM has no weight, so that its attention decides nothing."""
+        return self.metrics.get("arms", {}).get("tlstm", {}).get("weight") == 0
+
     def predictions_of(self, part: str) -> pd.DataFrame:
         """Stage 2's predictions of a part, a row a subject and landmark, times in years."""
         assert self.predicted is not None

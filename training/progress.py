@@ -22,7 +22,8 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,15 +104,28 @@ class ProgressMap:
         Raises:
             InputError: the file is absent or damaged.
         """
-        try:
-            saved = np.load(io.BytesIO(path.read_bytes()))
-            left_out = dict(zip(saved["scans"].tolist(), saved["years"].tolist(), strict=True))
+        with reading(path, "a map of progress") as (saved, left_out):
             drift = json.loads(str(saved["drift"])) if "drift" in saved else None
             return cls(saved["weights"], float(saved["penalty"]), float(saved["error"]), left_out, drift)
-        except Exception as error:
-            raise InputError(
-                f"{path}: expected a map of progress, can't read it: {error}. Run main.py again."
-            ) from error
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[tuple[Any, dict[str, float]]]:
+    """Read a file of progress; whatever fails within this is told as damage of the file.
+
+    Args:
+        path: of the file.
+        what: it should hold, such as `a map of progress`.
+    Yields:
+        Its arrays by name; the years of each scan that it was learned from, left out.
+    Raises:
+        InputError: the file is absent or damaged.
+    """
+    try:
+        saved = np.load(io.BytesIO(path.read_bytes()))
+        yield saved, dict(zip(saved["scans"].tolist(), saved["years"].tolist(), strict=True))
+    except Exception as error:
+        raise InputError(f"{path}: expected {what}, can't read it: {error}. Run main.py again.") from error
 
 
 def figures_of_progress(folder: Path, kind: str = "linear") -> dict[str, Any]:

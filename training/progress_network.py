@@ -7,7 +7,6 @@ scan alone. It is trained by `training/progress_folds.py` on what `rate_loss` sa
 Shapes: N scans, V coarse voxels or (x, y, z), (X, Y, Z) voxels of a volume. Times are years.
 """
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ import tensorflow as tf
 from keras import layers, ops
 
 from data import load_volume
-from runs.errors import InputError
 from runs.files import written_whole
-from training.progress import CoarseGrid
+from training.progress import CoarseGrid, reading
 
 CHANNELS = 8  # of a fold's network
 INITIAL = 0.02  # size of what a new network gives, in standard deviations of the years
@@ -88,17 +86,11 @@ class ProgressNetwork:
         Raises:
             InputError: the file is absent or damaged.
         """
-        try:
-            saved = np.load(io.BytesIO(path.read_bytes()))
+        with reading(path, "a network of progress") as (saved, left_out):
             grid = CoarseGrid(tuple(saved["shape"].tolist()))
             model = build_network(grid.shape, channels=len(saved["bias"]))
             model.set_weights([saved[name] for name in ("kernel", "bias", "dense")])
-            left_out = dict(zip(saved["scans"].tolist(), saved["years"].tolist(), strict=True))
             return cls(model, grid, saved["nuisance"], float(saved["error"]), left_out)
-        except Exception as error:
-            raise InputError(
-                f"{path}: expected a network of progress, can't read it: {error}. Run main.py again."
-            ) from error
 
     def _measure(self, volumes: Iterable[np.ndarray]) -> np.ndarray:
         return predict(self.model, np.stack([self._coarse(volume) for volume in volumes]))
