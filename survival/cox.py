@@ -170,18 +170,19 @@ def ridge_cox(inputs: np.ndarray, sets: RiskSets, penalty: float, start: np.ndar
         (P,) beta, which minimises loss + penalty / 2 * |beta|^2; 0 without an event.
     Source: Verweij and van Houwelingen (1994). lifelines' `penalizer` is penalty * events / rows.
     """
-    coefficients = np.zeros(inputs.shape[1])
+    origin = np.zeros(inputs.shape[1])
     if len(sets.event) == 0:
-        return coefficients
-    if start is not None and np.isfinite(cox_derivatives(start, inputs, sets)[0]):
-        coefficients = start
+        return origin
 
     def penalised(beta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         """Loss, gradient and Hessian with the ridge's penalty."""
         loss, gradient, hessian = cox_derivatives(beta, inputs, sets)
         return loss + penalty / 2 * beta @ beta, gradient + penalty * beta, hessian + penalty * np.eye(len(beta))
 
+    coefficients = origin if start is None else start
     loss, gradient, hessian = penalised(coefficients)
+    if not np.isfinite(loss):  # a start too far
+        coefficients, (loss, gradient, hessian) = origin, penalised(origin)
     for _ in range(NEWTON_STEPS):
         if np.abs(gradient).max() < TOLERANCE:
             break
